@@ -1,0 +1,33 @@
+"""Algorithm 1 in pure torch; :mod:`lightning_flatmtl.engine.step` reads like it."""
+
+from lightning_flatmtl.engine.errors import FlatMTLError, NonFiniteError
+from lightning_flatmtl.engine.gradients import Aggregation, Part, SumOfLosses, TaskGradients
+from lightning_flatmtl.engine.gram import gram_matrix
+from lightning_flatmtl.engine.hygiene import RandomTape, frozen_buffers
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.passes import ComposedPasses, Passes, WholePasses
+from lightning_flatmtl.engine.sharpness import Arm, Point, Sharpness
+from lightning_flatmtl.engine.step import MultiTaskStep, StepResult
+from lightning_flatmtl.engine.surrogate import surrogate_loss
+
+__all__ = [
+    "Aggregation",
+    "Arm",
+    "ComposedPasses",
+    "FlatMTLError",
+    "MultiTaskStep",
+    "NonFiniteError",
+    "Part",
+    "Partition",
+    "Passes",
+    "Point",
+    "RandomTape",
+    "Sharpness",
+    "StepResult",
+    "SumOfLosses",
+    "TaskGradients",
+    "WholePasses",
+    "frozen_buffers",
+    "gram_matrix",
+    "surrogate_loss",
+]

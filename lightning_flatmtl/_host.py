@@ -1,0 +1,29 @@
+"""Which modules and which company our callbacks accept; asked before the first batch."""
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+__all__ = ["refuse_foreign_module", "refuse_second"]
+
+
+def refuse_second(callback: Callback, kind: type[Callback], trainer: Trainer) -> None:
+    """Refuse a second callback of the same kind in one Trainer."""
+    found = [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
+    if len(found) > 1:
+        names = ", ".join(type(c).__name__ for c in found)
+        raise MisconfigurationException(
+            f"Expected at most one {kind.__name__} in the Trainer's callbacks, got {len(found)}: "
+            f"{names}. Keep one of them."
+        )
+
+
+def refuse_foreign_module(callback: Callback, module: LightningModule) -> None:
+    """Refuse a module that this version cannot train."""
+    from lightning_flatmtl.module import MultiTaskModule  # noqa: PLC0415
+
+    if not isinstance(module, MultiTaskModule):
+        raise MisconfigurationException(
+            f"{type(callback).__name__} expects a MultiTaskModule, got {type(module).__name__}. "
+            "Derive it from lightning_flatmtl.MultiTaskModule and override `losses`; taking over "
+            "modules of other kinds is not supported by this version."
+        )

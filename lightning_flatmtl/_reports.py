@@ -1,0 +1,75 @@
+"""What a MultiTaskModule does around its batches: begin a fit, close epochs, keep findings."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+if TYPE_CHECKING:
+    from lightning_flatmtl.module import MultiTaskModule
+
+__all__ = ["EpochReports"]
+
+_KEY = "lightning_flatmtl.partition"
+
+
+class EpochReports(Callback):
+    """Relative improvement and absent tasks at the end of epochs; the partition in checkpoints.
+
+    A callback, so that it keeps working when the module overrides hooks.
+    """
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _typed(pl_module).start_fit()
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _typed(pl_module)
+        module.declare_partition()
+        if trainer.world_size > 1 and module.has_method:
+            raise MisconfigurationException(
+                "Expected one process with an aggregator or TaskSAM, got "
+                f"{trainer.world_size}. This version aggregates on one device only: use "
+                "Trainer(devices=1)."
+            )
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module = _typed(pl_module)
+        module.watch.after_epoch(module.engine.partition)
+        self._log_improvement(pl_module, "train")
+
+    @override
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_improvement(pl_module, "val")
+
+    @override
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._log_improvement(pl_module, "test")
+
+    def _log_improvement(self, pl_module: LightningModule, stage: str) -> None:
+        value = _typed(pl_module).relative_improvement(stage)
+        if value is not None:
+            pl_module.log(f"{stage}/delta_m", value)
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        named = dict(pl_module.named_parameters())
+        checkpoint[_KEY] = _typed(pl_module).engine.partition.state_dict(named)
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if _KEY in checkpoint:
+            named = dict(pl_module.named_parameters())
+            _typed(pl_module).engine.partition.load_state_dict(checkpoint[_KEY], named)
+
+
+def _typed(module: LightningModule) -> "MultiTaskModule":
+    return cast("MultiTaskModule", module)

@@ -1,0 +1,113 @@
+"""What a person wants to be told in training: absent tasks, dead gradients, spare parameters."""
+
+import difflib
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lightning_flatmtl._batches import target_names
+from lightning_flatmtl.engine import Partition, Sharpness, StepResult
+
+__all__ = ["TrainingWatch"]
+
+_DEAD_STEPS = 10
+
+
+class TrainingWatch:
+    """Looks at every step of a fit and speaks up once.
+
+    Args:
+        tasks: The names of the tasks that the module was given.
+    """
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self._tasks = tuple(tasks)
+        self._begun = False
+        self._dead_for = 0
+        self._spare_told = False
+
+    def before_step(self, batch: Any) -> None:
+        """Refuse a task name that looks like a misspelt target of the first batch.
+
+        Raises:
+            MisconfigurationException: If there is such a task.
+        """
+        known = None if self._begun else target_names(batch)
+        self._begun = True
+        if known is None:
+            return
+        for task in self._tasks:
+            others = [key for key in known if key not in self._tasks]
+            close = difflib.get_close_matches(task, others, n=1)
+            if task not in known and close:
+                raise MisconfigurationException(
+                    f"Task '{task}' is not in the batch, whose targets are {sorted(known)}. Did "
+                    f"you mean '{close[0]}'? Give the task the name that the data uses."
+                )
+
+    def after_step(
+        self,
+        result: StepResult,
+        partition: Partition,
+        module: nn.Module,
+        sharpness: Sharpness | None,
+    ) -> None:
+        """Look at gradients and parameters."""
+        self._tell_dead(result, sharpness)
+        if not self._spare_told and partition.seen.issuperset(self._tasks):
+            self._spare_told = True
+            self._tell_spare(partition, module)
+
+    def after_epoch(self, partition: Partition) -> None:
+        """Refuse tasks that no batch of the epoch had.
+
+        Raises:
+            MisconfigurationException: If there is such a task.
+        """
+        absent = [task for task in self._tasks if task not in partition.seen]
+        if absent:
+            names = ", ".join(f"'{task}'" for task in absent)
+            raise MisconfigurationException(
+                f"Expected every task in at least one batch of the epoch, got none with {names}. "
+                "Correct the name, put its targets into the batches, or remove the task."
+            )
+
+    def _tell_dead(self, result: StepResult, sharpness: Sharpness | None) -> None:
+        self._dead_for = self._dead_for + 1 if result.dead else 0
+        if self._dead_for != _DEAD_STEPS:
+            return
+        advice = "Lower the learning rate."
+        if sharpness is not None and sharpness.active:
+            kind = "adaptive" if sharpness.adaptive else "plain"
+            advice = (
+                "Too large a radius does this: lower rho, which is "
+                f"{sharpness.rho_shared:g} (shared) and {sharpness.rho_heads:g} (heads), {kind}; "
+                "0.05 plain or 1 adaptive is a safe start."
+            )
+        rank_zero_warn(
+            f"Training has died: every task gradient was exactly zero for {_DEAD_STEPS} steps. "
+            f"{advice}",
+            category=RuntimeWarning,
+        )
+
+    @staticmethod
+    def _tell_spare(partition: Partition, module: nn.Module) -> None:
+        spare = {
+            id(p) for p in partition.unreached([p for p in module.parameters() if p.requires_grad])
+        }
+        names = [name for name, p in module.named_parameters() if id(p) in spare]
+        if names:
+            shown = ", ".join(f"'{name}'" for name in names[:5]) + (
+                ", ..." if len(names) > 5 else ""
+            )
+            warnings.warn(
+                f"Expected every trainable parameter to be reached by a loss, got {len(names)} "
+                f"that none reaches: {shown}. They will not be trained: freeze or remove them, or "
+                "check that the model uses them.",
+                UserWarning,
+                stacklevel=2,
+            )

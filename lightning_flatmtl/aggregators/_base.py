@@ -1,0 +1,174 @@
+"""The door that every aggregator stands behind, and the two kinds that need one method only."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, final
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_flatmtl._host import refuse_foreign_module, refuse_second
+from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
+from lightning_flatmtl.engine.gradients import Part
+
+__all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
+
+
+class Aggregator(Callback, ABC):
+    """Combines the gradients of several tasks into one direction.
+
+    In the callbacks of a Trainer it decides how a
+    :class:`~lightning_flatmtl.MultiTaskModule` is trained. By itself it is a function on a matrix:
+    ``aggregator(jacobian)`` maps ``[m, d]`` to ``[d]``.
+
+    A new method overrides :meth:`aggregate`, or, simpler, derives from :class:`GramAggregator` (it
+    needs the inner products of the gradients only) or :class:`LossWeighting` (it needs the losses
+    only). The base has checked shapes and values before any of them is called.
+    """
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the task gradients matter; if not, one backward pass of the weighted sum does."""
+        return True
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"lightning_flatmtl.{type(self).__qualname__}"
+
+    @final
+    def __call__(
+        self,
+        jacobian: Tensor,
+        *,
+        losses: Tensor | Sequence[float] | None = None,
+        tasks: Sequence[str] | None = None,
+        part: Part = "loss",
+    ) -> Tensor:
+        """Aggregate a matrix of task gradients.
+
+        Args:
+            jacobian: Shape ``[m, d]``, one row per task, of a floating type.
+            losses: The losses ``[m]``, for the methods that look at them.
+            tasks: The names of the rows, for the methods that keep a state by task; by default
+                ``"0", "1", ...``
+            part: ``"loss"`` or ``"flat"``; a method with a state keeps one for each.
+
+        Returns:
+            The direction, shape ``[d]``, of the type and on the device of ``jacobian``.
+
+        Raises:
+            ValueError: If a shape is wrong.
+            NonFiniteError: If an entry is NaN or infinite; the message names the task.
+        """
+        if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or len(jacobian) == 0:
+            got = list(jacobian.shape) if isinstance(jacobian, Tensor) else type(jacobian).__name__
+            raise ValueError(
+                "`jacobian` must be a tensor of shape [tasks, parameters] with at least one row, "
+                f"got {got}."
+            )
+        if not jacobian.is_floating_point():
+            raise ValueError(f"`jacobian` must be of a floating type, got {jacobian.dtype}.")
+        m = len(jacobian)
+        names = tuple(str(i) for i in range(m)) if tasks is None else tuple(tasks)
+        if len(names) != m:
+            raise ValueError(f"`tasks` must name {m} rows, got {len(names)} names: {names}.")
+        values = None
+        if losses is not None:
+            values = torch.as_tensor(losses).detach().to("cpu", torch.float64)
+            if values.shape != (m,):
+                raise ValueError(f"`losses` must have shape [{m}], got {list(values.shape)}.")
+        with torch.no_grad():
+            gram = gram_matrix(jacobian).cpu()
+            for name, square in zip(names, gram.diagonal().tolist(), strict=True):
+                if not square < torch.inf:
+                    raise NonFiniteError(
+                        f"The gradient of task '{name}' must be finite, got NaN or infinity in its "
+                        "row."
+                    )
+            weights = self.loss_weights(names, values)
+            return self.aggregate(
+                TaskGradients(jacobian.detach(), gram, names, values, weights, part)
+            )
+
+    @abstractmethod
+    def aggregate(self, gradients: TaskGradients) -> Tensor:
+        """The direction ``[d]`` for the gradients ``[m, d]`` of one part of a step."""
+
+    def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor | None:
+        """Weights ``[m]`` of the whole losses, heads included; ``None`` for all ones.
+
+        Called once a step, before :meth:`aggregate`.
+        """
+        return None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_second(self, Aggregator, trainer)
+        refuse_foreign_module(self, pl_module)
+
+    def _repr_arguments(self) -> dict[str, Any]:
+        """The constructor's arguments, for :func:`repr`."""
+        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{k}={v!r}" for k, v in self._repr_arguments().items())
+        return f"{type(self).__name__}({arguments})"
+
+
+class GramAggregator(Aggregator):
+    """A method whose direction is a weighted sum of the rows, the weights a function of the Gram.
+
+    A new method overrides :meth:`weights`.
+    """
+
+    @abstractmethod
+    def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
+        """Weights ``[m]`` of the rows.
+
+        Args:
+            gram: Inner products of the rows, each row multiplied by its loss weight, ``[m, m]``,
+                float64 on the CPU.
+            gradients: All that is known.
+        """
+
+    @final
+    @override
+    def aggregate(self, gradients: TaskGradients) -> Tensor:
+        scale = gradients.loss_weights
+        if scale is None:
+            return weighted_rows(self.weights(gradients.gram, gradients), gradients.jacobian)
+        gram = gradients.gram * scale[:, None] * scale[None, :]
+        return weighted_rows(self.weights(gram, gradients) * scale, gradients.jacobian)
+
+
+class LossWeighting(Aggregator):
+    """A method that weighs the losses, heads included, and looks at no gradient.
+
+    A new method overrides :meth:`loss_weights`.
+    """
+
+    @property
+    @override
+    def needs_gradients(self) -> bool:
+        return False
+
+    @abstractmethod
+    @override
+    def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor | None: ...
+
+    @final
+    @override
+    def aggregate(self, gradients: TaskGradients) -> Tensor:
+        weights = gradients.loss_weights
+        if weights is None:
+            weights = torch.ones(len(gradients.tasks), dtype=torch.float64)
+        return weighted_rows(weights, gradients.jacobian)
+
+
+def weighted_rows(weights: Tensor, jacobian: Tensor) -> Tensor:
+    """``weights @ jacobian`` in the precision of the rows, whatever autocast says."""
+    with torch.no_grad(), torch.autocast(jacobian.device.type, enabled=False):
+        return torch.mv(jacobian.T, weights.to(jacobian.device, jacobian.dtype))

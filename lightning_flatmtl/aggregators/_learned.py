@@ -1,0 +1,86 @@
+"""Task weights that are learned: one scalar per task, with an optimizer of their own."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["LearnedScalars"]
+
+
+class LearnedScalars:
+    """One learned scalar per task, out of reach of the model's weight decay and clipping.
+
+    They live in float64 on the CPU. A task enters at its first appearance; one that is absent from
+    a step keeps its value and its moments. Gradients are averaged over the calls of
+    :meth:`accumulate` between two calls of :meth:`step`, as gradient accumulation asks for.
+
+    Args:
+        lr: Learning rate of Adam, in ``(0, inf)``.
+        initial: First value of every scalar.
+
+    Raises:
+        ValueError: If ``lr`` is out of its bounds.
+    """
+
+    def __init__(self, lr: float, initial: float = 0.0) -> None:
+        if not 0 < lr < math.inf:
+            raise ValueError(f"`lr` must be in (0, inf), got {lr}.")
+        self._lr = lr
+        self._initial = initial
+        self._scalars: dict[str, Tensor] = {}
+        self._optimizers: dict[str, torch.optim.Adam] = {}
+        self._pending: dict[str, list[float]] = {}
+
+    def values(self, tasks: tuple[str, ...]) -> Tensor:
+        """The scalars of ``tasks``, shape ``[m]``."""
+        return torch.stack([self._get(task).detach() for task in tasks])
+
+    def _get(self, task: str) -> Tensor:
+        if task not in self._scalars:
+            self._enter(task, self._initial)
+        return self._scalars[task]
+
+    def _enter(self, task: str, value: float) -> None:
+        scalar = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        self._scalars[task] = scalar
+        self._optimizers[task] = torch.optim.Adam([scalar], lr=self._lr)
+
+    def accumulate(self, tasks: tuple[str, ...], gradient: Tensor) -> None:
+        """Note the gradient ``[m]`` of this batch."""
+        for task, value in zip(tasks, gradient.tolist(), strict=True):
+            self._pending.setdefault(task, []).append(value)
+
+    def step(self) -> None:
+        """Move every scalar that has a gradient, then forget the gradients."""
+        for task, noted in self._pending.items():
+            self._get(task).grad = torch.tensor(sum(noted) / len(noted), dtype=torch.float64)
+            self._optimizers[task].step()
+        self._pending.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Values and moments by task name, as numbers."""
+        state = {}
+        for task, scalar in self._scalars.items():
+            moments = self._optimizers[task].state.get(scalar, {})
+            state[task] = {
+                "value": scalar.item(),
+                **{name: float(moment) for name, moment in moments.items()},
+            }
+        return state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self._scalars.clear()
+        self._optimizers.clear()
+        self._pending.clear()
+        for task, entry in state.items():
+            self._enter(task, entry["value"])
+            scalar = self._scalars[task]
+            if "step" in entry:
+                self._optimizers[task].state[scalar] = {
+                    "step": torch.tensor(entry["step"], dtype=torch.float32),
+                    "exp_avg": torch.tensor(entry["exp_avg"], dtype=torch.float64),
+                    "exp_avg_sq": torch.tensor(entry["exp_avg_sq"], dtype=torch.float64),
+                }

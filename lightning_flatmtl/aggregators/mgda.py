@@ -1,0 +1,81 @@
+"""The multiple-gradient descent algorithm."""
+
+from typing import Literal, final, get_args
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_flatmtl.aggregators._base import GramAggregator
+from lightning_flatmtl.engine import TaskGradients
+from lightning_flatmtl.functional import min_norm_weights
+
+__all__ = ["MGDA"]
+
+Normalization = Literal["none", "l2", "loss", "loss+"]
+
+
+@final
+class MGDA(GramAggregator):
+    r"""The min-norm point of the convex hull of the gradients (Sener & Koltun, 2018).
+
+    `arXiv:1810.04650 <https://arxiv.org/abs/1810.04650>`_: :math:`d = \sum_i w_i g_i` with
+    :math:`w = \arg\min_{w \in \Delta} \lVert \sum_i w_i g_i / n_i \rVert^2`. The normalisers
+    :math:`n_i` shape the weights only; the weights are applied to the raw gradients (LibMTL applies
+    them to the normalised ones).
+
+    If all :math:`g_i = g`, the direction is :math:`g`. A zero gradient makes it zero: no direction
+    descends for all tasks.
+
+    Args:
+        normalization: ``"none"`` (:math:`n_i = 1`), ``"l2"`` (:math:`\lVert g_i \rVert`),
+            ``"loss"`` (:math:`L_i`) or ``"loss+"`` (:math:`L_i \lVert g_i \rVert`). The losses
+            must be positive where they are used.
+
+    Raises:
+        ValueError: If ``normalization`` is none of these, or a loss is needed and is missing or not
+            positive.
+
+    Example:
+        >>> import torch
+        >>> MGDA()(torch.tensor([[2.0, 0.0], [0.0, 2.0]]))
+        tensor([1., 1.])
+    """
+
+    def __init__(self, normalization: Normalization = "none") -> None:
+        if normalization not in get_args(Normalization):
+            raise ValueError(
+                f"`normalization` must be one of {list(get_args(Normalization))}, got "
+                f"{normalization!r}."
+            )
+        self.normalization = normalization
+
+    @override
+    def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
+        if self.normalization == "none":
+            return min_norm_weights(gram)
+        scale = self._normalisers(gram, gradients)
+        return min_norm_weights(gram / scale[:, None] / scale[None, :])
+
+    def _normalisers(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
+        scale = torch.ones(len(gram), dtype=torch.float64)
+        if self.normalization in {"l2", "loss+"}:
+            norms = gram.diagonal().sqrt()
+            scale = torch.where(norms > 0, norms, scale)  # a zero row stays zero
+        if self.normalization in {"loss", "loss+"}:
+            scale = scale * self._positive_losses(gradients)
+        return scale
+
+    def _positive_losses(self, gradients: TaskGradients) -> Tensor:
+        if gradients.losses is None:
+            raise ValueError(
+                f"MGDA(normalization={self.normalization!r}) needs the losses, got none; call it "
+                "with `losses=`."
+            )
+        for task, loss in zip(gradients.tasks, gradients.losses.tolist(), strict=True):
+            if not loss > 0:
+                raise ValueError(
+                    f"MGDA(normalization={self.normalization!r}) needs positive losses, got {loss} "
+                    f"for task '{task}'. Use 'l2' or 'none'."
+                )
+        return gradients.losses

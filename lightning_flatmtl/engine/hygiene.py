@@ -1,0 +1,119 @@
+"""What the second pass borrows and gives back: statistics, buffers, random numbers."""
+
+import random
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["RandomTape", "frozen_buffers"]
+
+_FLAGGED = {
+    _BatchNorm.forward,
+    nn.BatchNorm1d.forward,
+    nn.BatchNorm2d.forward,
+    nn.BatchNorm3d.forward,
+    nn.SyncBatchNorm.forward,
+}
+"""Forwards that leave their statistics alone when ``track_running_stats`` is off."""
+
+
+@contextmanager
+def frozen_buffers(module: nn.Module) -> Iterator[Callable[[], None]]:
+    """Run the block with batch statistics and leave every buffer of ``module`` as it was.
+
+    Yields a function that puts the buffers back in mid-block, for a block of several passes each of
+    which is to start from the same state.
+
+    Batch normalisation in training mode has ``track_running_stats`` switched off for the block: it
+    normalises by the batch as it does anyway, and neither its running statistics nor
+    ``num_batches_tracked`` move. All other buffers (instance normalisation, spectral norm, moving
+    averages, normalisation layers of your own) are copied and put back, also when they were bound
+    to a new tensor. What was borrowed comes back after an exception too.
+    """
+    flagged: list[_BatchNorm] = []
+    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
+    for layer in module.modules():
+        if isinstance(layer, _BatchNorm) and type(layer).forward in _FLAGGED:
+            # In evaluation mode its statistics are inputs and nothing moves.
+            if layer.training and layer.track_running_stats:
+                flagged.append(layer)
+            continue
+        for name, buffer in layer._buffers.items():
+            if buffer is not None:
+                saved.append((layer, name, buffer, buffer.detach().clone()))
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for owner, name, buffer, value in saved:
+            buffer.copy_(value)
+            owner._buffers[name] = buffer
+
+    try:
+        for layer in flagged:
+            layer.track_running_stats = False
+        yield put_back
+    finally:
+        for layer in flagged:
+            layer.track_running_stats = True
+        put_back()
+
+
+class RandomTape:
+    """Records where the random streams stand and winds them back, so that masks repeat.
+
+    Covers torch (the CPU and, if given, one accelerator), Python's :mod:`random` and NumPy.
+
+    Args:
+        device: The device of the model.
+
+    Example:
+        >>> import torch
+        >>> tape = RandomTape(torch.device("cpu"))
+        >>> tape.mark("mask"); first = torch.rand(3)
+        >>> with tape.replaying():
+        ...     tape.rewind("mask"); again = torch.rand(3)
+        >>> bool((first == again).all())
+        True
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: dict[Hashable, tuple[Any, ...]] = {}
+
+    def mark(self, key: Hashable) -> None:
+        """Remember the present state under ``key``."""
+        self._marks[key] = self._read()
+
+    def rewind(self, key: Hashable) -> None:
+        """Put the state that was marked under ``key`` back."""
+        self._write(self._marks[key])
+
+    @contextmanager
+    def replaying(self) -> Iterator[None]:
+        """Run the block, then let the streams go on as if it had not been."""
+        now = self._read()
+        try:
+            yield
+        finally:
+            self._write(now)
+
+    def _accelerator(self) -> Any:
+        return None if self._device.type == "cpu" else torch.get_device_module(self._device)
+
+    def _read(self) -> tuple[Any, ...]:
+        accelerator = self._accelerator()
+        state = accelerator.get_rng_state(self._device) if accelerator else None
+        return torch.get_rng_state(), random.getstate(), np.random.get_state(), state
+
+    def _write(self, state: tuple[Any, ...]) -> None:
+        cpu, python, numpy, device = state
+        torch.set_rng_state(cpu)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        if device is not None:
+            self._accelerator().set_rng_state(device, self._device)

@@ -1,0 +1,133 @@
+"""The task Jacobian: one row of shared gradients per task, and the gradients of the heads."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_flatmtl.engine.gram import gram_matrix, squared_norms
+from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.workspace import Workspace
+
+__all__ = ["Blocks", "Gradients", "Measures", "measure", "task_gradients"]
+
+
+class Blocks:
+    """The parameters of one step: a shared block and a block for the head of every task.
+
+    Args:
+        params: All trainable parameters, in their order.
+        partition: Which of them are shared.
+        tasks: The tasks that this step has a loss of.
+    """
+
+    def __init__(
+        self, params: Sequence[nn.Parameter], partition: Partition, tasks: Sequence[str]
+    ) -> None:
+        self.tasks = tuple(tasks)
+        self.shared = Layout(partition.shared(params))
+        self.heads = {task: Layout(partition.head(task, params)) for task in self.tasks}
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of all tasks at one point (or at one point each).
+
+    Args:
+        shared: Shape ``[m, d]``, row i the gradient of task i with respect to the shared block.
+        heads: For each task the gradient with respect to its own head, a vector.
+        reached: For each shared parameter whether any of the losses reaches it.
+    """
+
+    shared: Tensor
+    heads: dict[str, Tensor]
+    reached: list[bool]
+
+
+def differentiate(
+    loss: Tensor, layouts: Sequence[Layout], retain_graph: bool = False
+) -> list[Sequence[Tensor | None]]:
+    """Gradients of a scalar with respect to several blocks, in one backward pass."""
+    params = [p for layout in layouts for p in layout.params]
+    if not params:
+        return [[] for _ in layouts]
+    grads = torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+    pieces: list[Sequence[Tensor | None]] = []
+    start = 0
+    for layout in layouts:
+        pieces.append(grads[start : start + len(layout.params)])
+        start += len(layout.params)
+    return pieces
+
+
+def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks, workspace: Workspace) -> Gradients:
+    """Differentiate every loss by itself, so that no backward pass walks another task's head."""
+    shared = blocks.shared
+    rows = workspace.take("loss", (len(losses), shared.numel), shared.dtype, shared.device)
+    heads: dict[str, Tensor] = {}
+    reached = [False] * len(shared.params)
+    last = len(losses) - 1
+    for i, (task, loss) in enumerate(losses.items()):
+        head = blocks.heads[task]
+        of_shared, of_head = differentiate(loss, [shared, head], retain_graph=i < last)
+        shared.write(of_shared, rows[i])
+        reached = [r or g is not None for r, g in zip(reached, of_shared, strict=True)]
+        heads[task] = head.flatten(of_head)
+    return Gradients(rows, heads, reached)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the host needs to know of the clean gradients, fetched in one transfer.
+
+    Args:
+        gram: Inner products of the shared rows, ``[m, m]``, float64 on the CPU.
+        losses: The losses ``[m]``, float64 on the CPU.
+        shared_squares: Squared norms of the shared rows, weighted by the parameters if adaptive.
+        head_squares: The same for the heads.
+        has_shared: Whether there is any shared parameter.
+    """
+
+    gram: Tensor
+    losses: Tensor
+    shared_squares: list[float]
+    head_squares: list[float]
+    has_shared: bool
+
+    @property
+    def dead(self) -> bool:
+        """Whether every task gradient is exactly zero."""
+        shared = self.gram.diagonal().tolist()
+        return not any(shared if self.has_shared else self.head_squares)
+
+
+def measure(
+    gradients: Gradients, losses: Mapping[str, Tensor], scale: Tensor | None, blocks: Blocks
+) -> Measures:
+    """Gram, losses and norms of the clean gradients.
+
+    Args:
+        gradients: The clean gradients.
+        losses: The clean losses.
+        scale: The values of the shared block if the perturbation is adaptive.
+        blocks: The parameters.
+    """
+    m = len(losses)
+    with torch.no_grad():
+        gram = gram_matrix(gradients.shared)
+        squares = gram.diagonal() if scale is None else squared_norms(gradients.shared, scale)
+        heads = torch.cat(
+            [
+                squared_norms(gradients.heads[t][None], None if scale is None else head.values())
+                for t, head in blocks.heads.items()
+            ]
+        )
+        values = torch.stack([loss.detach().to(torch.float64) for loss in losses.values()])
+        packed = torch.cat([t.to(gram.device) for t in (gram.flatten(), values, squares, heads)])
+    host = packed.cpu()
+    gram, values, squares, heads = torch.split(host, [m * m, m, m, m])
+    return Measures(
+        gram.view(m, m), values, squares.tolist(), heads.tolist(), blocks.shared.numel > 0
+    )

@@ -1,0 +1,118 @@
+"""A list of parameters as one flat vector: the columns of the task Jacobian."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Layout"]
+
+
+class Layout:
+    """Where each parameter lies in a row of the task Jacobian.
+
+    Rows are written and read as whole vectors, because on a large trunk the step's own cost is
+    memory traffic: a concatenation into a row that exists already, views into it, nothing else.
+
+    Args:
+        params: The parameters in the order of the columns, all on one device.
+
+    Example:
+        >>> import torch
+        >>> layout = Layout(list(torch.nn.Linear(2, 3).parameters()))
+        >>> layout.numel
+        9
+        >>> [tuple(v.shape) for v in layout.views(torch.arange(9.0))]
+        [(3, 2), (3,)]
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter]) -> None:
+        self.params: list[nn.Parameter] = list(params)
+        self._tensors: list[Tensor] = list(params)  # what the foreach kernels accept
+        self.sizes = [p.numel() for p in self.params]
+        self.numel = sum(self.sizes)
+        devices = {p.device for p in self.params}
+        if len(devices) > 1:
+            raise ValueError(
+                "The trainable parameters must be on one device, got "
+                f"{sorted(str(d) for d in devices)}. Move the module to one device; models spread "
+                "over several devices are not supported."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters (the CPU when there are none)."""
+        return self.params[0].device if self.params else torch.device("cpu")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of a row: that of the parameters, but at least 32 bits."""
+        dtype = torch.float32
+        for p in self.params:
+            dtype = torch.promote_types(dtype, p.dtype)
+        return dtype
+
+    def views(self, row: Tensor) -> list[Tensor]:
+        """Cut a vector of ``numel`` entries into views of the parameters' shapes."""
+        pieces = torch.split(row, self.sizes) if self.params else ()
+        return [piece.view(p.shape) for piece, p in zip(pieces, self.params, strict=True)]
+
+    @torch.no_grad()
+    def write(self, gradients: Sequence[Tensor | None], row: Tensor) -> None:
+        """Write one gradient per parameter into ``row``; ``None`` (not reached) is zero."""
+        if not self.params:
+            return
+        if all(g is not None and g.dtype == row.dtype for g in gradients):
+            torch.cat([g.reshape(-1) for g in gradients if g is not None], out=row)
+            return
+        for view, gradient in zip(self.views(row), gradients, strict=True):
+            if gradient is None:
+                view.zero_()
+            else:
+                view.copy_(gradient)
+
+    @torch.no_grad()
+    def write_difference(
+        self, gradients: Sequence[Tensor | None], base: Tensor, row: Tensor
+    ) -> None:
+        """Write ``gradients - base`` into ``row`` in one pass over the memory."""
+        views = zip(self.views(row), gradients, self.views(base), strict=True)
+        for view, gradient, start in views:
+            if gradient is None:
+                torch.neg(start, out=view)
+            else:
+                torch.sub(gradient, start, out=view)
+
+    def flatten(self, gradients: Sequence[Tensor | None]) -> Tensor:
+        """One gradient per parameter as a new vector."""
+        row = torch.empty(self.numel, dtype=self.dtype, device=self.device)
+        self.write(gradients, row)
+        return row
+
+    def values(self) -> Tensor:
+        """The parameters' values as a new vector."""
+        return self.flatten([p.detach() for p in self.params])
+
+    @torch.no_grad()
+    def save(self, out: Tensor) -> Tensor:
+        """Copy the parameters' values into the vector ``out`` and return it."""
+        self.write([p.detach() for p in self.params], out)
+        return out
+
+    @torch.no_grad()
+    def restore(self, saved: Tensor) -> None:
+        """Put the values of :meth:`save` back, bit for bit."""
+        if self.params:
+            torch._foreach_copy_(self._tensors, self.views(saved))
+
+    @torch.no_grad()
+    def add(self, row: Tensor, factor: float) -> None:
+        """Move the parameters by ``factor * row``, in place."""
+        if not self.params or factor == 0.0:
+            return
+        views = self.views(row)
+        if all(p.dtype == row.dtype for p in self.params):
+            torch._foreach_add_(self._tensors, views, alpha=factor)
+        else:
+            for p, view in zip(self.params, views, strict=True):
+                p.add_(view.to(p.dtype), alpha=factor)

@@ -1,0 +1,135 @@
+"""Which parameters are shared and which belong to one task's head, read off the graph."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+from torch.autograd.graph import Node
+
+__all__ = ["Partition", "reached_parameters"]
+
+_SHARED = None
+"""The owner of what several tasks share; the others are owned by a task's name."""
+
+
+class Partition:
+    """Shared and head parameters, found from the graph of the losses or declared.
+
+    A parameter that two or more losses reach is shared; one that a single loss reaches belongs to
+    that task's head. The finding is sticky: a task that is absent from a batch keeps what it
+    reached before. Parameters are told apart by identity, so tied weights count once.
+
+    Args:
+        shared: Parameters declared shared; they are not looked for in the graph.
+        heads: Parameters declared to belong to a task, by task name.
+
+    Raises:
+        ValueError: If a parameter is declared twice.
+
+    Example:
+        >>> import torch
+        >>> w, a, b = (torch.nn.Parameter(torch.ones(())) for _ in range(3))
+        >>> partition = Partition()
+        >>> partition.observe({"a": w * a, "b": w * b})
+        >>> partition.shared([w, a, b]) == [w], partition.head("a", [w, a, b]) == [a]
+        (True, True)
+    """
+
+    def __init__(
+        self,
+        shared: Iterable[nn.Parameter] | None = None,
+        heads: Mapping[str, Iterable[nn.Parameter]] | None = None,
+    ) -> None:
+        self._owner: dict[nn.Parameter, str | None] = {}
+        self._declared: set[nn.Parameter] = set()
+        self.seen: set[str] = set()
+        """Tasks whose loss has been observed."""
+        self.declare(shared, heads)
+
+    def declare(
+        self,
+        shared: Iterable[nn.Parameter] | None,
+        heads: Mapping[str, Iterable[nn.Parameter]] | None,
+    ) -> None:
+        """Declare parameters; see the class."""
+        for owner, params in [(_SHARED, shared or ()), *(heads or {}).items()]:
+            for p in params:
+                if p in self._declared and self._owner[p] != owner:
+                    raise ValueError(
+                        f"A parameter of shape {list(p.shape)} is declared for "
+                        f"{self._label(self._owner[p])} and for {self._label(owner)}; declare each "
+                        "parameter once, those of several tasks as shared."
+                    )
+                self._owner[p] = owner
+                self._declared.add(p)
+
+    @staticmethod
+    def _label(owner: str | None) -> str:
+        return "the shared part" if owner is _SHARED else f"task '{owner}'"
+
+    def observe(self, losses: Mapping[str, Tensor]) -> None:
+        """Walk the graphs of the losses and note who reaches which parameter.
+
+        Every node is entered at most twice, however many tasks there are: once by the first task
+        that finds it, once more to mark everything below it as shared.
+        """
+        visitor: dict[Node, str | None] = {}
+        for task, loss in losses.items():
+            self.seen.add(task)
+            stack = [loss.grad_fn] if loss.grad_fn is not None else []
+            while stack:
+                node = stack.pop()
+                if visitor.get(node, "") in (task, _SHARED):
+                    continue
+                visitor[node] = _SHARED if node in visitor else task
+                if _is_leaf(node):
+                    self._note(node.variable, task)  # type: ignore[attr-defined]
+                stack.extend(child for child, _ in node.next_functions if child is not None)
+
+    def _note(self, param: nn.Parameter, task: str) -> None:
+        if param not in self._declared and self._owner.setdefault(param, task) != task:
+            self._owner[param] = _SHARED
+
+    def shared(self, params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of ``params`` that are shared, in their order."""
+        return [p for p in params if self._owner.get(p, "") is _SHARED]
+
+    def head(self, task: str, params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of ``params`` that belong to ``task`` alone, in their order."""
+        return [p for p in params if self._owner.get(p) == task]
+
+    def state_dict(self, named: Mapping[str, nn.Parameter]) -> dict[str, Any]:
+        """What has been found, by parameter name."""
+        owners = {name: self._owner[p] for name, p in named.items() if p in self._owner}
+        return {"owners": owners, "seen": sorted(self.seen)}
+
+    def load_state_dict(self, state: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> None:
+        """Continue from :meth:`state_dict`; what is declared stays as declared."""
+        for name, owner in state["owners"].items():
+            if name in named and named[name] not in self._declared:
+                self._owner[named[name]] = owner
+        self.seen.update(state["seen"])
+
+    def unreached(self, params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """Those of ``params`` that no loss has reached so far."""
+        return [p for p in params if p not in self._owner]
+
+
+def _is_leaf(node: Node) -> bool:
+    return node.name() == "torch::autograd::AccumulateGrad"
+
+
+def reached_parameters(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
+    """All leaves that the graphs of ``outputs`` reach."""
+    stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
+    nodes: set[Node] = set()
+    leaves: set[nn.Parameter] = set()
+    while stack:
+        node = stack.pop()
+        if node in nodes:
+            continue
+        nodes.add(node)
+        if _is_leaf(node):
+            leaves.add(node.variable)  # type: ignore[attr-defined]
+        stack.extend(child for child, _ in node.next_functions if child is not None)
+    return leaves

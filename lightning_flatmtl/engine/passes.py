@@ -1,0 +1,162 @@
+"""The forward passes of one step: once clean, then again at perturbed parameters.
+
+The engine never sees a batch or a module. It sees a :class:`Passes`, which knows how to compute the
+losses cleanly and how to compute one task's loss again under the same random numbers.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from lightning_flatmtl.engine.hygiene import RandomTape, frozen_buffers
+from lightning_flatmtl.engine.partition import reached_parameters
+
+__all__ = ["ComposedPasses", "Passes", "WholePasses"]
+
+T = TypeVar("T")
+
+
+class Passes(ABC):
+    """How the losses of one batch are computed, and computed again.
+
+    Args:
+        module: Its buffers are protected during the second passes; the random stream of its device
+            is replayed.
+        around: A context to enter around the second passes, to mute what would count twice.
+    """
+
+    def __init__(
+        self, module: nn.Module, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    ) -> None:
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        self._module = module
+        self._around = around
+        self._tape = RandomTape(device)
+        self._put_back: Callable[[], None] | None = None
+
+    @abstractmethod
+    def clean(self) -> dict[str, Tensor]:
+        """The losses of the tasks that the batch has, with their graphs."""
+
+    @abstractmethod
+    def again(self, task: str) -> Tensor:
+        """The loss of ``task`` at the parameters as they are now, the whole model run again."""
+
+    def head_again(self, task: str, head: list[nn.Parameter]) -> Tensor:
+        """The loss of ``task`` when only its ``head`` has moved since the clean pass."""
+        return self.again(task)
+
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Around the second passes: buffers and random streams afterwards are as before."""
+        with self._around(), self._tape.replaying(), frozen_buffers(self._module) as put_back:
+            self._put_back = put_back
+            yield
+
+    def _record(self, key: Hashable, function: Callable[[], T]) -> T:
+        self._tape.mark(key)
+        return function()
+
+    def _replay(self, key: Hashable, function: Callable[[], T]) -> T:
+        self._tape.rewind(key)
+        if self._put_back is not None:
+            self._put_back()
+        return function()
+
+
+class WholePasses(Passes):
+    """For a model that does not split: every pass computes all losses.
+
+    Args:
+        losses: Computes the losses of the batch by task name.
+        module: See :class:`Passes`.
+        around: See :class:`Passes`.
+    """
+
+    def __init__(
+        self,
+        losses: Callable[[], Mapping[str, Tensor]],
+        module: nn.Module,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__(module, around)
+        self._losses = losses
+
+    def clean(self) -> dict[str, Tensor]:
+        """All losses of the batch."""
+        return dict(self._record("losses", self._losses))
+
+    def again(self, task: str) -> Tensor:
+        """All losses once more; that of ``task`` is returned."""
+        return self._replay("losses", self._losses)[task]
+
+
+class ComposedPasses(Passes):
+    """For a model of encoder and heads: the clean features are kept for the heads' second pass.
+
+    Args:
+        encode: Maps a batch to features.
+        task_loss: Maps task, features and batch to the task's loss, or ``None`` when the batch has
+            nothing for the task.
+        batches: The batch of each task; tasks with the same object share one encoder pass.
+        module: See :class:`Passes`.
+        around: See :class:`Passes`.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[Any], Any],
+        task_loss: Callable[[str, Any, Any], Tensor | None],
+        batches: Mapping[str, Any],
+        module: nn.Module,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        super().__init__(module, around)
+        self._encode = encode
+        self._task_loss = task_loss
+        self._batches = batches
+        self._features: dict[int, Any] = {}
+        self._trunk: set[nn.Parameter] = set()
+
+    def clean(self) -> dict[str, Tensor]:
+        """One encoder pass for each distinct batch, one head pass for each task."""
+        losses: dict[str, Tensor] = {}
+        graphed: dict[int, Any] = {}
+        for task, batch in self._batches.items():
+            key = id(batch)
+            if key not in graphed:
+                graphed[key] = self._record(key, partial(self._encode, batch))
+            loss = self._record(task, partial(self._task_loss, task, graphed[key], batch))
+            if loss is not None:
+                losses[task] = loss
+        self._keep(graphed)
+        return losses
+
+    def _keep(self, graphed: dict[int, Any]) -> None:
+        for key, features in graphed.items():
+            tensors = [t for t in pytree.tree_leaves(features) if isinstance(t, Tensor)]
+            self._trunk |= reached_parameters(tensors)
+            self._features[key] = pytree.tree_map_only(Tensor, Tensor.detach, features)
+
+    def again(self, task: str) -> Tensor:
+        """Encoder and the head of ``task``."""
+        batch = self._batches[task]
+        features = self._replay(id(batch), lambda: self._encode(batch))
+        return self._head(task, features)
+
+    def head_again(self, task: str, head: list[nn.Parameter]) -> Tensor:
+        """The head alone, on the clean features, unless these depend on ``head`` themselves."""
+        if not self._trunk.isdisjoint(head):
+            return self.again(task)
+        return self._head(task, self._features[id(self._batches[task])])
+
+    def _head(self, task: str, features: Any) -> Tensor:
+        loss = self._replay(task, lambda: self._task_loss(task, features, self._batches[task]))
+        assert loss is not None, f"task '{task}' had a loss in the clean pass and has none now"
+        return loss

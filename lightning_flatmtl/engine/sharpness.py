@@ -1,0 +1,72 @@
+"""How far and which way the parameters are perturbed for each task (SAM and adaptive SAM)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = ["Arm", "Point", "Sharpness", "ascent_factor"]
+
+Point = Literal["separate", "joint"]
+Arm = Literal["split", "direct"]
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    r"""The settings of Algorithm 1's perturbations.
+
+    Plain: :math:`\epsilon = \rho\, g / \lVert g \rVert`. Adaptive (ASAM):
+    :math:`\epsilon = \rho\, w^2 g / \lVert |w|\, g \rVert`, elementwise. Shared and head part are
+    each measured by their own norm.
+
+    Args:
+        rho_shared: Radius of the shared parameters, in ``[0, inf)``.
+        rho_heads: Radius of each head's parameters, in ``[0, inf)``.
+        adaptive: Scale the perturbation by the parameters' magnitude.
+        point: Where the second gradients are taken: ``"separate"`` (shared at perturbed shared,
+            head at perturbed head) or ``"joint"`` (both at both).
+        aggregate: ``"split"`` aggregates loss part and flat part separately, ``"direct"``
+            aggregates the SAM gradients.
+
+    Raises:
+        ValueError: If a value is out of its bounds.
+    """
+
+    rho_shared: float = 0.05
+    rho_heads: float = 0.05
+    adaptive: bool = False
+    point: Point = "separate"
+    aggregate: Arm = "split"
+
+    def __post_init__(self) -> None:
+        check_radius("rho_shared", self.rho_shared)
+        check_radius("rho_heads", self.rho_heads)
+        for name, choices in (("point", get_args(Point)), ("aggregate", get_args(Arm))):
+            if getattr(self, name) not in choices:
+                expected = " or ".join(repr(c) for c in choices)
+                raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a second pass at all."""
+        return self.rho_shared > 0 or self.rho_heads > 0
+
+    @property
+    def moves_shared(self) -> bool:
+        """Whether the shared gradient is taken at another point than the clean one."""
+        return self.rho_shared > 0 or (self.point == "joint" and self.rho_heads > 0)
+
+    @property
+    def moves_heads(self) -> bool:
+        """Whether the head gradients are taken at another point than the clean one."""
+        return self.rho_heads > 0 or (self.point == "joint" and self.rho_shared > 0)
+
+
+def check_radius(name: str, value: float) -> None:
+    """Refuse a radius that is not a number in ``[0, inf)``; NaN is refused too."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be in [0, inf), got {value!r}.")
+
+
+def ascent_factor(rho: float, squared_norm: float) -> float:
+    """``rho / norm``, or 0 where the gradient is exactly zero and has no direction."""
+    return rho / math.sqrt(squared_norm) if squared_norm > 0 else 0.0

@@ -1,0 +1,213 @@
+"""Algorithm 1 of *Improving Multi-task Learning via Seeking Task-based Flat Regions*."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from lightning_flatmtl.engine.errors import NonFiniteError
+from lightning_flatmtl.engine.gradients import Aggregation, Part, SumOfLosses, TaskGradients
+from lightning_flatmtl.engine.gram import gram_matrix
+from lightning_flatmtl.engine.jacobian import Blocks, measure, task_gradients
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.passes import Passes
+from lightning_flatmtl.engine.perturbation import sam_gradients
+from lightning_flatmtl.engine.sharpness import Sharpness
+from lightning_flatmtl.engine.surrogate import surrogate_loss
+from lightning_flatmtl.engine.workspace import Workspace
+
+__all__ = ["MultiTaskStep", "StepResult"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step found out.
+
+    Args:
+        loss: The scalar to call ``backward`` on; its gradient is what the step decided.
+        losses: The clean losses by task, detached.
+        gram: Inner products of the clean task gradients ``[m, m]``, float64 on the CPU; ``None``
+            when the step did not need them.
+        flat_gram: The same for the flat parts; ``None`` without a split second pass.
+        dead: Whether every task gradient was exactly zero.
+    """
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    gram: Tensor | None = None
+    flat_gram: Tensor | None = None
+    dead: bool = False
+
+    @property
+    def total(self) -> Tensor:
+        """The unweighted sum of the losses, detached."""
+        return torch.stack(list(self.losses.values())).sum()
+
+    def detached(self) -> "StepResult":
+        """The same without the graph and the gradients that ``loss`` holds on to."""
+        return replace(self, loss=self.loss.detach())
+
+
+class MultiTaskStep:
+    r"""One training step of a multi-task model: Algorithm 1 of the flat-minima paper.
+
+    Phan et al., `arXiv:2211.13723 <https://arxiv.org/abs/2211.13723>`_.
+
+    For every task i the gradient :math:`g_i` of its loss, a perturbation of the shared and of the
+    head parameters along it, and the gradient :math:`s_i` there. The shared parameters follow
+    :math:`A(g_1, \dots, g_m) + A(s_1 - g_1, \dots, s_m - g_m)` for an aggregation :math:`A`, each
+    head its own SAM gradient.
+
+    The object keeps what outlives a step: the partition and the memory.
+
+    Args:
+        partition: Which parameters are shared and which belong to a head; by default it is found
+            from the graphs of the losses.
+    """
+
+    def __init__(self, partition: Partition | None = None) -> None:
+        self.partition = Partition() if partition is None else partition
+        self._workspace = Workspace()
+
+    def __call__(
+        self,
+        module: nn.Module,
+        passes: Passes,
+        aggregation: Aggregation | None = None,
+        sharpness: Sharpness | None = None,
+    ) -> StepResult | None:
+        """Run the passes and return the loss to differentiate.
+
+        Args:
+            module: Its trainable parameters are trained.
+            passes: Computes the losses, cleanly and again.
+            aggregation: The aggregator; the plain sum of the losses if none is given.
+            sharpness: The perturbations; ``None`` or radii of zero is the plain method, with no
+                second pass.
+
+        Returns:
+            The result, or ``None`` when the batch has no loss at all.
+
+        Raises:
+            ValueError: If a loss is not a scalar or reaches no trainable parameter.
+            NonFiniteError: If a loss or a task gradient is NaN or infinite.
+        """
+        aggregation = SumOfLosses() if aggregation is None else aggregation
+        losses = passes.clean()
+        if not losses:
+            return None
+        _check_graphs(losses)
+        self.partition.observe(losses)
+        if sharpness is not None and not sharpness.active:
+            sharpness = None
+        if sharpness is None and not aggregation.needs_gradients:
+            return _weighted_sum(losses, aggregation)
+
+        # Lines 1 to 3: the gradients of every task, where the parameters are.
+        trainable = [p for p in module.parameters() if p.requires_grad]
+        blocks = Blocks(trainable, self.partition, tuple(losses))
+        clean = task_gradients(losses, blocks, self._workspace)
+        losses = {task: loss.detach() for task, loss in losses.items()}
+        adaptive = sharpness is not None and sharpness.adaptive
+        measures = measure(clean, losses, blocks.shared.values() if adaptive else None, blocks)
+        _check_finite(measures.losses, "loss", blocks.tasks)
+        _check_finite(measures.gram.diagonal(), "gradient", blocks.tasks)
+
+        # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
+        second = clean
+        if sharpness is not None:
+            with passes.repeating():
+                second = sam_gradients(clean, measures, blocks, passes, sharpness, self._workspace)
+
+        # Lines 7 to 9: aggregate loss parts and flat parts, each by itself.
+        weights = aggregation.loss_weights(blocks.tasks, measures.losses)
+
+        def aggregate(rows: Tensor, gram: Tensor, part: Part) -> Tensor:
+            gradients = TaskGradients(rows, gram, blocks.tasks, measures.losses, weights, part)
+            return aggregation.aggregate(gradients)
+
+        second_gram = None
+        if second.shared is not clean.shared:
+            second_gram = gram_matrix(second.shared).cpu()
+            _check_finite(second_gram.diagonal(), "gradient at the perturbed point", blocks.tasks)
+        if not blocks.shared.params:
+            direction = clean.shared.sum(dim=0)
+        elif sharpness is None or second_gram is None:
+            direction = aggregate(clean.shared, measures.gram, "loss")
+        elif sharpness.aggregate == "direct":
+            direction = aggregate(second.shared, second_gram, "loss")
+        else:
+            direction = aggregate(clean.shared, measures.gram, "loss")
+            direction = direction + aggregate(second.shared, second_gram, "flat")
+
+        # Line 10: hand the gradients of the shared parameters and of the heads to the optimizer.
+        split = sharpness is not None and sharpness.aggregate == "split"
+        return StepResult(
+            loss=_surrogate(losses, blocks, clean.reached, direction, second.heads, weights),
+            losses=losses,
+            gram=measures.gram,
+            flat_gram=second_gram if split else None,
+            dead=measures.dead,
+        )
+
+
+def _weighted_sum(losses: Mapping[str, Tensor], aggregation: Aggregation) -> StepResult:
+    """Where the losses alone give the weights, their weighted sum is all that is needed."""
+    detached = {task: loss.detach() for task, loss in losses.items()}
+    values = torch.stack([loss.to(torch.float64) for loss in detached.values()]).cpu()
+    tasks = tuple(losses)
+    _check_finite(values, "loss", tasks)
+    weights = aggregation.loss_weights(tasks, values)
+    terms = list(losses.values())
+    if weights is not None:
+        terms = [w * loss for w, loss in zip(weights.tolist(), terms, strict=True)]
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return StepResult(total, detached)
+
+
+def _surrogate(
+    losses: Mapping[str, Tensor],
+    blocks: Blocks,
+    reached: list[bool],
+    direction: Tensor,
+    heads: Mapping[str, Tensor],
+    weights: Tensor | None,
+) -> Tensor:
+    params = list(blocks.shared.params)
+    views = blocks.shared.views(direction)
+    # What no loss of this batch reaches gets no gradient, as in plain training.
+    gradients: list[Tensor | None] = [v if r else None for v, r in zip(views, reached, strict=True)]
+    for i, (task, head) in enumerate(blocks.heads.items()):
+        of_head = heads[task] if weights is None else heads[task] * weights[i].item()
+        params += head.params
+        gradients += head.views(of_head)
+    total = torch.stack(list(losses.values())).sum()
+    return surrogate_loss(total, params, gradients)
+
+
+def _check_graphs(losses: Mapping[str, Tensor]) -> None:
+    for task, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise ValueError(
+                f"The loss of task '{task}' must be a scalar tensor, got {got}. Reduce it, for "
+                "example with `.mean()`."
+            )
+        if not loss.requires_grad:
+            raise ValueError(
+                f"The loss of task '{task}' must depend on a trainable parameter, got one without "
+                "a graph. Unfreeze a parameter that it uses, or leave the task out."
+            )
+
+
+def _check_finite(values: Tensor, what: str, tasks: tuple[str, ...]) -> None:
+    for task, value in zip(tasks, values.tolist(), strict=True):
+        if not math.isfinite(value):
+            raise NonFiniteError(
+                f"The {what} of task '{task}' must be finite, got {value}. Look at the batch and "
+                "the loss of that task, or lower the learning rate (or rho, with TaskSAM)."
+            )

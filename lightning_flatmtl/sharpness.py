@@ -1,0 +1,82 @@
+"""TaskSAM: the callback that turns method X into F-X."""
+
+from typing import final
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_flatmtl._host import refuse_foreign_module, refuse_second
+from lightning_flatmtl.engine import Arm, Point, Sharpness
+from lightning_flatmtl.engine.sharpness import check_radius
+
+__all__ = ["TaskSAM"]
+
+
+@final
+class TaskSAM(Callback):
+    r"""Per-task sharpness-aware minimisation of shared and head parameters.
+
+    Phan et al., *Improving Multi-task Learning via Seeking Task-based Flat Regions*,
+    `arXiv:2211.13723 <https://arxiv.org/abs/2211.13723>`_. Beside an aggregator A it makes F-A;
+    alone it makes F-LS. Every task perturbs the shared parameters by :math:`\rho\, g / \lVert g
+    \rVert` along its own gradient and its head likewise, and a second pass gives the gradients
+    there. What the perturbation adds to a task's shared gradient is its flat part; loss parts and
+    flat parts are aggregated separately and added.
+
+    Cost: one more forward and backward pass of the trunk for every task (two with
+    ``losses``-overriding models at the separate point), and a second ``[tasks, parameters]``
+    matrix. Too large a radius kills training: 0.05 plain and 1 adaptive are safe to start with, 0.2
+    plain killed a small network with batch normalisation in ten steps.
+
+    Args:
+        rho: Radius of both perturbations, in ``[0, inf)``; 0 runs no second pass at all.
+        rho_shared: Radius for the shared parameters, if another than ``rho``.
+        rho_heads: Radius for the heads' parameters, if another than ``rho``.
+        adaptive: Perturb by :math:`\rho\, w^2 g / \lVert |w|\, g \rVert` (ASAM), which does not
+            depend on how the parameters are scaled. Published runs use it with ``rho=2`` on a
+            ResNet-18.
+        point: ``"separate"`` takes the shared gradient at perturbed shared parameters and the head
+            gradient at perturbed head parameters (arXiv v4, Algorithm 1); ``"joint"`` takes both
+            where both are perturbed (ICCV text, published code).
+        aggregate: ``"split"`` is the method; ``"direct"`` aggregates the SAM gradients themselves,
+            an ablation.
+
+    Raises:
+        ValueError: If an argument is out of its bounds.
+
+    Example:
+        >>> TaskSAM(rho=1.0, adaptive=True)
+        TaskSAM(rho_shared=1.0, rho_heads=1.0, adaptive=True, point='separate', aggregate='split')
+    """
+
+    def __init__(
+        self,
+        rho: float = 0.05,
+        *,
+        rho_shared: float | None = None,
+        rho_heads: float | None = None,
+        adaptive: bool = False,
+        point: Point = "separate",
+        aggregate: Arm = "split",
+    ) -> None:
+        check_radius("rho", rho)
+        self.sharpness = Sharpness(
+            rho_shared=rho if rho_shared is None else rho_shared,
+            rho_heads=rho if rho_heads is None else rho_heads,
+            adaptive=adaptive,
+            point=point,
+            aggregate=aggregate,
+        )
+
+    @property
+    @override
+    def state_key(self) -> str:
+        return f"lightning_flatmtl.{type(self).__qualname__}"
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_second(self, TaskSAM, trainer)
+        refuse_foreign_module(self, pl_module)
+
+    def __repr__(self) -> str:
+        return f"TaskSAM{repr(self.sharpness).removeprefix('Sharpness')}"

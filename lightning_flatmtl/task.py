@@ -1,0 +1,112 @@
+"""Task: what one task of a multi-task module consists of."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+__all__ = ["ClassificationTask", "Task"]
+
+Loss = Callable[[Any, Any], Tensor]
+
+
+class Task:
+    """One task: its name, its head, its loss and its metrics.
+
+    Args:
+        name: Names the task in batches, logs and messages; no ``/`` or ``.`` in it.
+        head: Maps the encoder's features to predictions; not needed where ``losses`` is overridden.
+        loss: Maps predictions and target to a scalar loss.
+        metrics: Metrics by name, or one collection; a copy for each of training, validation and
+            test is updated with predictions and target and logged as ``{stage}/{task}/{name}``.
+
+    Raises:
+        ValueError: If the name cannot be used.
+        TypeError: If an argument is of the wrong type.
+
+    Example:
+        >>> from torch import nn
+        >>> Task("left", head=nn.Linear(64, 10), loss=nn.CrossEntropyLoss())
+        Task('left')
+    """
+
+    def __init__(
+        self,
+        name: str,
+        head: nn.Module | None = None,
+        loss: nn.Module | Loss | None = None,
+        metrics: dict[str, Metric] | MetricCollection | None = None,
+    ) -> None:
+        if not isinstance(name, str) or not name or any(c in name for c in "/. "):
+            raise ValueError(
+                f"`name` must be a non-empty string without '/', '.' and spaces, got {name!r}."
+            )
+        if hasattr(nn.ModuleDict(), name):
+            raise ValueError(
+                f"`name` must not be an attribute of torch's ModuleDict, got {name!r}; choose "
+                f"another, for example '{name}_task'."
+            )
+        if head is not None and not isinstance(head, nn.Module):
+            raise TypeError(f"`head` must be an nn.Module, got {type(head).__name__}.")
+        if loss is not None and not callable(loss):
+            raise TypeError(f"`loss` must be callable, got {type(loss).__name__}.")
+        self.name = name
+        self.head = head
+        self.loss = loss
+        self.metrics: dict[str, Metric] = _by_name(metrics)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r})"
+
+    # A task equals its name, so that `targets[task]` and `heads[task]` work with either.
+    def __eq__(self, other: object) -> bool:
+        return self.name == other if isinstance(other, str) else self is other
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+class ClassificationTask(Task):
+    """A classification task with a linear head, cross-entropy and accuracy.
+
+    Args:
+        name: Names the task in batches, logs and messages.
+        in_features: Size of the encoder's features.
+        num_classes: Number of classes.
+        label_smoothing: Smoothing of the targets, in ``[0, 1]``.
+
+    Example:
+        >>> task = ClassificationTask("left", in_features=64, num_classes=10)
+        >>> task.head
+        Linear(in_features=64, out_features=10, bias=True)
+    """
+
+    def __init__(
+        self, name: str, in_features: int, num_classes: int, label_smoothing: float = 0.0
+    ) -> None:
+        super().__init__(
+            name,
+            head=nn.Linear(in_features, num_classes),
+            loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
+            metrics={"accuracy": MulticlassAccuracy(num_classes, average="micro")},
+        )
+
+
+def _by_name(metrics: Mapping[str, Metric] | MetricCollection | None) -> dict[str, Metric]:
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, Mapping | MetricCollection):
+        raise TypeError(
+            "`metrics` must be a mapping from names to torchmetrics metrics, got "
+            f"{type(metrics).__name__}."
+        )
+    found = dict(metrics.items())
+    for name, metric in found.items():
+        if not isinstance(metric, Metric):
+            raise TypeError(f"Metric '{name}' must be a Metric, got {type(metric).__name__}.")
+    return found
