@@ -1,8 +1,7 @@
 """The ``flatmtl`` command: a LightningCLI in which the package's class names are short."""
 
-from lightning.pytorch import LightningDataModule, Trainer
-from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
-from typing_extensions import override
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import ArgsType, LightningCLI
 
 # Short class names resolve for what is imported.
 import lightning_flatmtl.aggregators
@@ -15,25 +14,30 @@ __all__ = ["FlatMTLCLI", "main"]
 
 
 class FlatMTLCLI(LightningCLI):
-    """LightningCLI for a :class:`~lightning_flatmtl.MultiTaskModule` and any data module."""
+    """LightningCLI for a :class:`~lightning_flatmtl.MultiTaskModule` and any data module.
 
-    @override
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.set_defaults({"model": {"class_path": "lightning_flatmtl.MultiTaskModule"}})
+    Args:
+        args: The arguments, as a list or a mapping; those of the command line by default.
+        run: Whether to run the subcommand. If not, there is none among the arguments, and
+            ``trainer``, ``model`` and ``datamodule`` are there to be used.
+    """
+
+    def __init__(self, args: ArgsType = None, run: bool = True) -> None:
+        super().__init__(
+            MultiTaskModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            args=args,
+            run=run,
+        )
 
 
-def main(args: ArgsType = None) -> FlatMTLCLI:
+def main(args: ArgsType = None) -> None:
     """Run ``flatmtl fit|validate|test|predict``.
 
     Args:
         args: The arguments; those of the command line by default.
     """
-    return FlatMTLCLI(
-        MultiTaskModule,
-        LightningDataModule,
-        trainer_class=Trainer,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        args=args,
-    )
+    FlatMTLCLI(args)

@@ -25,7 +25,7 @@ from lightning_flatmtl.engine import (
     StepResult,
     WholePasses,
 )
-from lightning_flatmtl.functional import delta_m
+from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.sharpness import TaskSAM
 from lightning_flatmtl.task import Task
@@ -131,7 +131,7 @@ class MultiTaskModule(LightningModule):
         self.baselines = None if baselines is None else load_baselines(baselines)
         self._directions = self._metric_directions()
         if self.baselines is not None:  # refuses baselines that do not fit the metrics
-            delta_m(dict.fromkeys(self._directions, 1.0), self.baselines, self._directions)
+            check_delta_m(self._directions, self.baselines, self._directions)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_scheduler_config = lr_scheduler_config or {}

@@ -1,0 +1,103 @@
+"""The door of every function on a Gram matrix: checks, conversion, Jacobi scaling."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array: TypeAlias = NDArray[np.float64]
+Indices: TypeAlias = NDArray[np.intp]
+
+EPS = float(np.finfo(np.float64).eps)
+
+
+class UnitGram(NamedTuple):
+    """The Gram of the unit rows: ``K[rows][:, rows] = norms * cosines * norms``.
+
+    Attributes:
+        size: Number of rows m of the Gram, zero rows included.
+        rows: Indices of the rows that are not zero.
+        norms: Their Euclidean norms.
+        cosines: Their pairwise cosines, with an exact unit diagonal.
+    """
+
+    size: int
+    rows: Indices
+    norms: Array
+    cosines: Array
+
+    def weights(self, unit_weights: Array, zero_rows: float = 0.0) -> Array:
+        """Weights of the m raw rows from those of the unit rows; a zero row's can be anything."""
+        weights = np.full(self.size, zero_rows)
+        weights[self.rows] = unit_weights / self.norms
+        return weights
+
+    def padded(self) -> tuple[Array, Array]:
+        """Cosines and norms of all m rows; a zero row has cosines 0, even with itself."""
+        if len(self.rows) == self.size:
+            return self.cosines, self.norms
+        cosines, norms = np.zeros((self.size, self.size)), np.zeros(self.size)
+        cosines[self.rows[:, None], self.rows], norms[self.rows] = self.cosines, self.norms
+        return cosines, norms
+
+
+def rounding(terms: int) -> float:
+    """Relative rounding error that a sum of ``terms`` products may carry, with a margin of four."""
+    return 4 * (terms + 4) * EPS
+
+
+def gram_array(gram: Tensor) -> Array:
+    """``gram`` as a float64 array, after the checks that all functions share.
+
+    Raises:
+        ValueError: If ``gram`` is not square, holds NaN or inf, or has a negative diagonal.
+    """
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
+        raise ValueError(f"`gram` must have shape [m, m] with m >= 1, got {list(gram.shape)}.")
+    array: Array = gram.detach().to("cpu", torch.float64).numpy()
+    if not np.isfinite(array).all():
+        row = int(np.flatnonzero(~np.isfinite(array).all(axis=1))[0])
+        value = array[row][~np.isfinite(array[row])][0]
+        raise ValueError(f"`gram` must be finite, got {value} in row {row}.")
+    diagonal = array.diagonal()
+    if diagonal.min() < 0:
+        row = int(diagonal.argmin())
+        raise ValueError(f"`gram` must have a diagonal >= 0, got {diagonal[row]} in row {row}.")
+    return array
+
+
+def unit_gram(gram: Tensor) -> UnitGram:
+    """Check ``gram`` and scale it to unit rows, zero rows left out.
+
+    Solving for weights of unit rows keeps every component accurate however far apart the norms
+    of the rows are: the scaled matrix is within a factor m of the best conditioned one that a
+    diagonal scaling can reach (van der Sluis, 1969).
+    """
+    array = gram_array(gram)
+    norms = np.sqrt(array.diagonal())
+    rows = np.flatnonzero(norms)
+    if len(rows) < len(norms):
+        array, norms = array[rows[:, None], rows], norms[rows]
+    # Two divisions: the product of two norms may overflow where the quotients do not.
+    cosines = array / norms[:, None]
+    cosines /= norms
+    # Rounding may take the cosine of parallel rows past 1.
+    np.minimum(cosines, 1.0, out=cosines)
+    np.maximum(cosines, -1.0, out=cosines)
+    np.fill_diagonal(cosines, 1.0)
+    return UnitGram(len(gram), rows, norms, cosines)
+
+
+def to_tensor(weights: Array) -> Tensor:
+    """``weights`` as a float64 CPU tensor, without a copy."""
+    return torch.from_numpy(weights)
+
+
+def is_number(value: float, low: float, *, low_included: bool) -> bool:
+    """Whether ``value`` is finite and at least (or above) ``low``; NaN is not."""
+    return math.isfinite(value) and (value >= low if low_included else value > low)

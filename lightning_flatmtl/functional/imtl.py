@@ -1,0 +1,83 @@
+"""Impartial multi-task learning, the gradient part."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from lightning_flatmtl.functional._gram import EPS, Array, rounding, to_tensor, unit_gram
+
+
+def imtl_g_weights(gram: Tensor) -> Tensor:
+    r"""Weights of the direction with equal projections on all gradients (IMTL-G).
+
+    With the unit gradients :math:`u_i = g_i / \lVert g_i \rVert`:
+
+    .. math:: d = w^\top G, \qquad u_i^\top d = u_j^\top d \;\; \forall i, j,
+        \qquad \mathbf 1^\top w = 1
+
+    Liu et al., 2021, `OpenReview IMPnRXEWpvr <https://openreview.net/forum?id=IMPnRXEWpvr>`_. In
+    the variables :math:`y_i = w_i \lVert g_i \rVert` and the cosines :math:`C` this is
+    :math:`C y = \kappa \mathbf 1`, scaled so that :math:`\sum_i y_i / \lVert g_i \rVert = 1`.
+
+    Degenerate inputs:
+
+    - Zero rows are left out (weight 0). If all rows are zero, the weights are 1/m.
+    - Linearly dependent rows: :math:`y` is the limit of
+      :math:`(C + \varepsilon I)^{-1} \mathbf 1` for :math:`\varepsilon \to 0` before it is
+      scaled. It treats parallel rows alike, and an exactly opposed pair gets the zero direction,
+      as the closed formula does by continuity.
+    - If the weights with equal projections sum to zero they cannot be scaled to sum 1, and all
+      weights are 0.
+
+    Args:
+        gram: Gram matrix :math:`K = G G^\top` of the gradients, ``[m, m]``.
+
+    Returns:
+        Weights ``[m]``, float64 on the CPU; they may be negative.
+
+    Raises:
+        ValueError: If ``gram`` is not square, not finite, or has a negative diagonal.
+
+    Example:
+        >>> import torch
+        >>> imtl_g_weights(torch.tensor([[1.0, 0.0], [0.0, 9.0]]))
+        tensor([0.7500, 0.2500], dtype=torch.float64)
+    """
+    unit = unit_gram(gram)
+    if len(unit.rows) == 0:
+        return to_tensor(np.full(unit.size, 1.0 / unit.size))
+    y = _equal_projections(unit.cosines)
+    shares = unit.norms.min() / unit.norms
+    total = float(shares @ y)
+    if abs(total) <= rounding(len(y)) * float(shares @ np.abs(y)):
+        return to_tensor(np.zeros(unit.size))
+    return to_tensor(unit.weights(y * (unit.norms.min() / total)))
+
+
+def _equal_projections(cosines: Array) -> Array:
+    """A positive multiple of the limit of ``(cosines + eps I)^-1 1`` for eps to 0."""
+    ones = np.ones(len(cosines))
+    try:
+        pivots = np.linalg.cholesky(cosines).diagonal() ** 2
+    except np.linalg.LinAlgError:
+        return _singular(cosines, ones)
+    # A pivot beyond its rounding error: the rows are independent.
+    if pivots.min() <= len(ones) * rounding(len(ones)):
+        return _singular(cosines, ones)
+    y: Array = np.linalg.solve(cosines, ones).astype(np.float64, copy=False)
+    return y
+
+
+def _singular(cosines: Array, ones: Array) -> Array:
+    """The limit where rows depend on each other, from the eigenvectors."""
+    values, vectors = np.linalg.eigh(cosines)
+    kernel = values <= rounding(len(ones)) * values[-1]
+    parts = vectors.T @ ones
+    # The kernel's share grows without bound as eps vanishes, so if there is one it is the limit.
+    # Eigenvectors of clustered eigenvalues keep only half the digits, hence the square root.
+    if np.linalg.norm(parts[kernel]) > EPS**0.5 * np.linalg.norm(ones):
+        y: Array = vectors[:, kernel] @ parts[kernel]
+    else:
+        y = vectors[:, ~kernel] @ (parts[~kernel] / values[~kernel])
+    return y

@@ -1,0 +1,139 @@
+"""What all functions on a Gram share: checks, types, symmetries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lightning_flatmtl import functional
+from tests.functional.matrices import gap, gram, hard_matrices
+
+Solver = Callable[[Tensor], Tensor]
+
+SOLVERS: dict[str, Solver] = {
+    "min_norm_weights": functional.min_norm_weights,
+    "cagrad_weights": lambda K: functional.cagrad_weights(K, 0.4),
+    "imtl_g_weights": functional.imtl_g_weights,
+    "nash_weights": functional.nash_weights,
+    "fairgrad_weights": functional.fairgrad_weights,
+    "upgrad_weights": functional.upgrad_weights,
+    "aligned_mtl_weights": functional.aligned_mtl_weights,
+    "gradvac_weights": lambda K: (
+        functional.gradvac_weights(
+            K, torch.arange(len(K)).repeat(len(K), 1), torch.full_like(K, 0.1)
+        ).weights
+    ),
+    "pcgrad_weights": lambda K: functional.pcgrad_weights(
+        K, torch.arange(len(K)).repeat(len(K), 1)
+    ),
+}
+MEASURES: dict[str, Solver] = {
+    "cosine_similarity": functional.cosine_similarity,
+    "conflict_rate": functional.conflict_rate,
+}
+# The published order of PCGrad is part of its input, so it does not commute with permutations.
+ORDER_FREE = [name for name in SOLVERS if name not in ("pcgrad_weights", "gradvac_weights")]
+# How the direction of s * G follows from that of G: multiplied by s ** degree.
+DEGREES = dict.fromkeys(SOLVERS, 1.0) | {"nash_weights": 0.0, "fairgrad_weights": -1 / 3}
+
+everywhere = pytest.mark.parametrize("name", SOLVERS | MEASURES)
+
+
+def test_every_public_function_is_in_a_table() -> None:
+    functions = {name for name in functional.__all__ if name.endswith("_weights")}
+    assert functions == set(SOLVERS)
+
+
+@everywhere
+@pytest.mark.parametrize("shape", [(2, 3), (4,), (0, 0), (1, 2, 2)])
+def test_a_gram_that_is_not_square_is_refused(name: str, shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"`gram` must have shape \[m, m\] with m >= 1, got \["):
+        (SOLVERS | MEASURES)[name](torch.ones(shape))
+
+
+@everywhere
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_gram_that_is_not_finite_is_refused(name: str, value: float) -> None:
+    K = torch.eye(3)
+    K[1, 2] = K[2, 1] = value
+    with pytest.raises(ValueError, match=rf"`gram` must be finite, got {value} in row 1\."):
+        (SOLVERS | MEASURES)[name](K)
+
+
+@everywhere
+def test_a_negative_diagonal_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"diagonal >= 0, got -1\.0 in row 2\."):
+        (SOLVERS | MEASURES)[name](torch.diag(torch.tensor([1.0, 2.0, -1.0])))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_weights_are_float64_whatever_comes_in(name: str, dtype: torch.dtype) -> None:
+    K = torch.tensor([[2.0, -1.0], [-1.0, 4.0]], dtype=dtype, requires_grad=True)
+    before = K.detach().clone()
+    weights = SOLVERS[name](K)
+    assert weights.dtype == torch.float64
+    assert weights.shape == (2,)
+    assert not weights.requires_grad
+    assert torch.equal(K, before)
+    assert torch.equal(weights, SOLVERS[name](K.double()))
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("m", [1, 2, 7, 40])
+def test_hard_matrices_give_finite_weights(name: str, m: int) -> None:
+    for jacobian in hard_matrices(m).values():
+        assert SOLVERS[name](gram(jacobian)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("m", [1, 5])
+def test_a_zero_matrix_gives_the_zero_direction(name: str, m: int) -> None:
+    weights = SOLVERS[name](torch.zeros(m, m))
+    assert weights.isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@settings(deadline=None, max_examples=15)
+@given(m=st.integers(1, 8), seed=st.integers(0, 1000), exponent=st.integers(-26, 26))
+def test_the_direction_follows_the_scale(name: str, m: int, seed: int, exponent: int) -> None:
+    jacobian, scale = _random(m, seed), 2.0**exponent
+    weights = SOLVERS[name](gram(jacobian))
+    scaled = SOLVERS[name](gram(scale * jacobian))
+    expected = weights * scale ** (DEGREES[name] - 1)
+    torch.testing.assert_close(
+        scaled, expected, rtol=1e-9, atol=1e-12 * float(expected.abs().max())
+    )
+
+
+@pytest.mark.parametrize("name", ORDER_FREE)
+@settings(deadline=None, max_examples=15)
+@given(m=st.integers(2, 8), seed=st.integers(0, 1000))
+def test_the_direction_does_not_depend_on_the_order_of_tasks(name: str, m: int, seed: int) -> None:
+    jacobian = _random(m, seed)
+    shuffled = jacobian[torch.randperm(m, generator=torch.Generator().manual_seed(seed))]
+    weights = SOLVERS[name](gram(jacobian))
+    other = SOLVERS[name](gram(shuffled)) @ shuffled
+    assert gap(other, weights @ jacobian, jacobian, weights) <= 1e-8
+
+
+@pytest.mark.parametrize("name", ORDER_FREE)
+@pytest.mark.parametrize("kind", ["dependent", "dependent, scales", "equal rows", "opposed rows"])
+def test_nor_do_directions_of_dependent_rows(name: str, kind: str) -> None:
+    jacobian = hard_matrices(6)[kind]
+    shuffled = jacobian[torch.tensor([3, 5, 0, 1, 4, 2])]
+    weights = SOLVERS[name](gram(jacobian))
+    other = SOLVERS[name](gram(shuffled)) @ shuffled
+    assert gap(other, weights @ jacobian, jacobian, weights) <= 1e-7
+
+
+def _random(m: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    jacobian = torch.randn(m, m + 5, dtype=torch.float64, generator=generator)
+    return jacobian * 10 ** (2 * torch.randn(m, 1, dtype=torch.float64, generator=generator))
