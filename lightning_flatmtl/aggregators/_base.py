@@ -11,7 +11,7 @@ from typing_extensions import override
 
 from lightning_flatmtl._host import refuse_foreign_module, refuse_second
 from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
-from lightning_flatmtl.engine.gradients import Part
+from lightning_flatmtl.engine.gradients import Part, weighted_rows
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
 
@@ -97,6 +97,14 @@ class Aggregator(Callback, ABC):
     def aggregate(self, gradients: TaskGradients) -> Tensor:
         """The direction ``[d]`` for the gradients ``[m, d]`` of one part of a step."""
 
+    def row_weights(self, gradients: TaskGradients) -> Tensor | None:
+        """Weights ``[m]`` of the rows, if the direction is a weighted sum of them.
+
+        With them the engine combines the rows itself, in memory that it has; without, it asks
+        :meth:`aggregate`.
+        """
+        return None
+
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor | None:
         """Weights ``[m]`` of the whole losses, heads included; ``None`` for all ones.
 
@@ -136,12 +144,17 @@ class GramAggregator(Aggregator):
 
     @final
     @override
-    def aggregate(self, gradients: TaskGradients) -> Tensor:
+    def row_weights(self, gradients: TaskGradients) -> Tensor:
         scale = gradients.loss_weights
         if scale is None:
-            return weighted_rows(self.weights(gradients.gram, gradients), gradients.jacobian)
+            return self.weights(gradients.gram, gradients)
         gram = gradients.gram * scale[:, None] * scale[None, :]
-        return weighted_rows(self.weights(gram, gradients) * scale, gradients.jacobian)
+        return self.weights(gram, gradients) * scale
+
+    @final
+    @override
+    def aggregate(self, gradients: TaskGradients) -> Tensor:
+        return weighted_rows(self.row_weights(gradients), gradients.jacobian)
 
 
 class LossWeighting(Aggregator):
@@ -161,14 +174,12 @@ class LossWeighting(Aggregator):
 
     @final
     @override
+    def row_weights(self, gradients: TaskGradients) -> Tensor:
+        if gradients.loss_weights is None:
+            return torch.ones(len(gradients.tasks), dtype=torch.float64)
+        return gradients.loss_weights
+
+    @final
+    @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
-        weights = gradients.loss_weights
-        if weights is None:
-            weights = torch.ones(len(gradients.tasks), dtype=torch.float64)
-        return weighted_rows(weights, gradients.jacobian)
-
-
-def weighted_rows(weights: Tensor, jacobian: Tensor) -> Tensor:
-    """``weights @ jacobian`` in the precision of the rows, whatever autocast says."""
-    with torch.no_grad(), torch.autocast(jacobian.device.type, enabled=False):
-        return torch.mv(jacobian.T, weights.to(jacobian.device, jacobian.dtype))
+        return weighted_rows(self.row_weights(gradients), gradients.jacobian)

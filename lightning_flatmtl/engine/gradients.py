@@ -40,11 +40,15 @@ class Aggregation(Protocol):
     def needs_gradients(self) -> bool:
         """Whether the task gradients matter, or the losses alone give the weights."""
 
-    def aggregate(self, gradients: TaskGradients) -> Tensor:
-        """The direction ``[d]`` of the shared parameters for ``[m, d]`` task gradients.
+    def row_weights(self, gradients: TaskGradients) -> Tensor | None:
+        """Weights ``[m]`` of the rows, if the direction is a weighted sum of them, else ``None``.
 
-        The rows are gradients of the unweighted losses; the weights come beside them.
+        The rows are gradients of the unweighted losses; the weights of the losses come beside them
+        and are contained in the answer.
         """
+
+    def aggregate(self, gradients: TaskGradients) -> Tensor:
+        """The direction ``[d]``; asked where there are no :meth:`row_weights`."""
 
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor | None:
         """Weights ``[m]`` of the whole losses, heads included; ``None`` for all ones.
@@ -58,9 +62,28 @@ class SumOfLosses:
 
     needs_gradients = False
 
+    def row_weights(self, gradients: TaskGradients) -> Tensor:
+        """All ones."""
+        return torch.ones(len(gradients.tasks), dtype=torch.float64)
+
     def aggregate(self, gradients: TaskGradients) -> Tensor:
         """The sum of the rows."""
-        return torch.sum(gradients.jacobian, dim=0)
+        return gradients.jacobian.sum(dim=0)
 
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> None:
         """No weights."""
+
+
+def weighted_rows(weights: Tensor, jacobian: Tensor, onto: Tensor | None = None) -> Tensor:
+    """``weights @ jacobian`` in the precision of the rows, whatever autocast says.
+
+    Args:
+        weights: Shape ``[m]``.
+        jacobian: Shape ``[m, d]``.
+        onto: A vector ``[d]`` to add the result to, in place; a new one by default.
+    """
+    with torch.no_grad(), torch.autocast(jacobian.device.type, enabled=False):
+        weights = weights.to(jacobian.device, jacobian.dtype)
+        if onto is None:
+            return torch.mv(jacobian.T, weights)
+        return onto.addmv_(jacobian.T, weights)

@@ -21,14 +21,31 @@ class Blocks:
         params: All trainable parameters, in their order.
         partition: Which of them are shared.
         tasks: The tasks that this step has a loss of.
+        workspace: Lends what is as long as the shared block.
     """
 
     def __init__(
-        self, params: Sequence[nn.Parameter], partition: Partition, tasks: Sequence[str]
+        self,
+        params: Sequence[nn.Parameter],
+        partition: Partition,
+        tasks: Sequence[str],
+        workspace: Workspace,
     ) -> None:
         self.tasks = tuple(tasks)
         self.shared = Layout(partition.shared(params))
         self.heads = {task: Layout(partition.head(task, params)) for task in self.tasks}
+        self._workspace = workspace
+
+    def rows(self, name: str) -> Tensor:
+        """Memory ``[m, d]`` for a row of the shared block per task, by name."""
+        return self._take(name, (len(self.tasks), self.shared.numel))
+
+    def vector(self, name: str) -> Tensor:
+        """Memory ``[d]`` for one entry per shared parameter, by name."""
+        return self._take(name, (self.shared.numel,))
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._workspace.take(name, shape, self.shared.dtype, self.shared.device)
 
 
 @dataclass(frozen=True)
@@ -62,10 +79,10 @@ def differentiate(
     return pieces
 
 
-def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks, workspace: Workspace) -> Gradients:
+def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks) -> Gradients:
     """Differentiate every loss by itself, so that no backward pass walks another task's head."""
     shared = blocks.shared
-    rows = workspace.take("loss", (len(losses), shared.numel), shared.dtype, shared.device)
+    rows = blocks.rows("loss")
     heads: dict[str, Tensor] = {}
     reached = [False] * len(shared.params)
     last = len(losses) - 1
@@ -104,23 +121,24 @@ class Measures:
 
 
 def measure(
-    gradients: Gradients, losses: Mapping[str, Tensor], scale: Tensor | None, blocks: Blocks
+    gradients: Gradients, losses: Mapping[str, Tensor], blocks: Blocks, adaptive: bool
 ) -> Measures:
     """Gram, losses and norms of the clean gradients.
 
     Args:
         gradients: The clean gradients.
         losses: The clean losses.
-        scale: The values of the shared block if the perturbation is adaptive.
         blocks: The parameters.
+        adaptive: Whether the norms are those of the gradients times the parameters.
     """
     m = len(losses)
+    scale = blocks.shared.save(blocks.vector("scratch")) if adaptive else None
     with torch.no_grad():
         gram = gram_matrix(gradients.shared)
         squares = gram.diagonal() if scale is None else squared_norms(gradients.shared, scale)
         heads = torch.cat(
             [
-                squared_norms(gradients.heads[t][None], None if scale is None else head.values())
+                squared_norms(gradients.heads[t][None], head.values() if adaptive else None)
                 for t, head in blocks.heads.items()
             ]
         )

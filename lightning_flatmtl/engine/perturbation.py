@@ -10,29 +10,29 @@ from lightning_flatmtl.engine.jacobian import Blocks, Gradients, Measures, diffe
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.sharpness import Sharpness, ascent_factor
-from lightning_flatmtl.engine.workspace import Workspace
 
 __all__ = ["moved", "sam_gradients"]
 
 
 @contextmanager
 def moved(
-    layout: Layout, saved: Tensor, row: Tensor, factor: float, adaptive: bool
+    layout: Layout, saved: Tensor, row: Tensor, factor: float, scratch: Tensor | None = None
 ) -> Iterator[None]:
     r"""Run the block at the perturbed parameters, then put the exact old values back.
 
-    The perturbation is ``factor * row``, or ``factor * saved**2 * row`` if adaptive.
+    The perturbation is ``factor * row``, or, given memory for it, ``factor * saved**2 * row``.
 
     Args:
         layout: The parameters to move.
         saved: Their present values.
         row: The gradient to move along.
         factor: The radius over the norm, see :func:`~lightning_flatmtl.engine.ascent_factor`.
-        adaptive: Whether to scale by the squared values.
+        scratch: Memory like ``row``; with it the perturbation is adaptive.
     """
     try:
-        if factor != 0.0:
-            layout.add(saved.square().mul_(row) if adaptive else row, factor)
+        if scratch is not None:
+            row = torch.mul(saved, row, out=scratch).mul_(saved)
+        layout.add(row, factor)
         # Autocast may hold copies of the weights from before the move.
         torch.clear_autocast_cache()
         yield
@@ -47,7 +47,6 @@ def sam_gradients(
     blocks: Blocks,
     passes: Passes,
     sharpness: Sharpness,
-    workspace: Workspace,
 ) -> Gradients:
     """SAM gradients of all tasks; those of the shared block less the clean ones if split.
 
@@ -57,17 +56,15 @@ def sam_gradients(
         blocks: The parameters.
         passes: Computes the losses again.
         sharpness: Radii and point.
-        workspace: Lends the ``[m, d]`` rows and the copy of the shared parameters.
 
     Returns:
         New gradients; for a part that does not move, the clean ones.
     """
     shared = blocks.shared
-    rows = clean.shared
-    if sharpness.moves_shared:
-        rows = workspace.take("second", tuple(rows.shape), rows.dtype, rows.device)
+    rows = blocks.rows("second") if sharpness.moves_shared else clean.shared
     heads = dict(clean.heads)
-    saved = shared.save(workspace.take("saved", (shared.numel,), shared.dtype, shared.device))
+    saved = shared.save(blocks.vector("saved"))
+    scratch = blocks.vector("scratch") if sharpness.adaptive else None
 
     def keep_shared(i: int, gradients: Sequence[Tensor | None]) -> None:
         if sharpness.aggregate == "split":
@@ -82,14 +79,14 @@ def sam_gradients(
             saved,
             clean.shared[i],
             ascent_factor(sharpness.rho_shared, measures.shared_squares[i]),
-            sharpness.adaptive,
+            scratch,
         )
         at_head = moved(
             head,
             head.values(),
             clean.heads[task],
             ascent_factor(sharpness.rho_heads, measures.head_squares[i]),
-            sharpness.adaptive,
+            torch.empty_like(clean.heads[task]) if sharpness.adaptive else None,
         )
         if sharpness.point == "joint":
             with at_shared, at_head:

@@ -8,9 +8,15 @@ import torch
 from torch import Tensor, nn
 
 from lightning_flatmtl.engine.errors import NonFiniteError
-from lightning_flatmtl.engine.gradients import Aggregation, Part, SumOfLosses, TaskGradients
+from lightning_flatmtl.engine.gradients import (
+    Aggregation,
+    Part,
+    SumOfLosses,
+    TaskGradients,
+    weighted_rows,
+)
 from lightning_flatmtl.engine.gram import gram_matrix
-from lightning_flatmtl.engine.jacobian import Blocks, measure, task_gradients
+from lightning_flatmtl.engine.jacobian import Blocks, Gradients, Measures, measure, task_gradients
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.perturbation import sam_gradients
@@ -105,13 +111,13 @@ class MultiTaskStep:
         if sharpness is None and not aggregation.needs_gradients:
             return _weighted_sum(losses, aggregation)
 
-        # Lines 1 to 3: the gradients of every task, where the parameters are.
         trainable = [p for p in module.parameters() if p.requires_grad]
-        blocks = Blocks(trainable, self.partition, tuple(losses))
-        clean = task_gradients(losses, blocks, self._workspace)
-        losses = {task: loss.detach() for task, loss in losses.items()}
-        adaptive = sharpness is not None and sharpness.adaptive
-        measures = measure(clean, losses, blocks.shared.values() if adaptive else None, blocks)
+        blocks = Blocks(trainable, self.partition, tuple(losses), self._workspace)
+
+        # Lines 1 to 3: the gradients of every task, where the parameters are.
+        clean = task_gradients(losses, blocks)
+        losses = {task: loss.detach() for task, loss in losses.items()}  # the graph goes
+        measures = measure(clean, losses, blocks, sharpness is not None and sharpness.adaptive)
         _check_finite(measures.losses, "loss", blocks.tasks)
         _check_finite(measures.gram.diagonal(), "gradient", blocks.tasks)
 
@@ -119,38 +125,54 @@ class MultiTaskStep:
         second = clean
         if sharpness is not None:
             with passes.repeating():
-                second = sam_gradients(clean, measures, blocks, passes, sharpness, self._workspace)
+                second = sam_gradients(clean, measures, blocks, passes, sharpness)
 
-        # Lines 7 to 9: aggregate loss parts and flat parts, each by itself.
+        # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
         weights = aggregation.loss_weights(blocks.tasks, measures.losses)
-
-        def aggregate(rows: Tensor, gram: Tensor, part: Part) -> Tensor:
-            gradients = TaskGradients(rows, gram, blocks.tasks, measures.losses, weights, part)
-            return aggregation.aggregate(gradients)
-
-        second_gram = None
-        if second.shared is not clean.shared:
-            second_gram = gram_matrix(second.shared).cpu()
-            _check_finite(second_gram.diagonal(), "gradient at the perturbed point", blocks.tasks)
-        if not blocks.shared.params:
-            direction = clean.shared.sum(dim=0)
-        elif sharpness is None or second_gram is None:
-            direction = aggregate(clean.shared, measures.gram, "loss")
-        elif sharpness.aggregate == "direct":
-            direction = aggregate(second.shared, second_gram, "loss")
-        else:
-            direction = aggregate(clean.shared, measures.gram, "loss")
-            direction = direction + aggregate(second.shared, second_gram, "flat")
+        parts = _parts(clean, second, measures, blocks, sharpness, weights)
+        direction = blocks.vector("direction").zero_()
+        for part in parts if blocks.shared.params else ():
+            _aggregate_onto(direction, part, aggregation)
 
         # Line 10: hand the gradients of the shared parameters and of the heads to the optimizer.
-        split = sharpness is not None and sharpness.aggregate == "split"
         return StepResult(
             loss=_surrogate(losses, blocks, clean.reached, direction, second.heads, weights),
             losses=losses,
             gram=measures.gram,
-            flat_gram=second_gram if split else None,
+            flat_gram=next((part.gram for part in parts if part.part == "flat"), None),
             dead=measures.dead,
         )
+
+
+def _parts(
+    clean: Gradients,
+    second: Gradients,
+    measures: Measures,
+    blocks: Blocks,
+    sharpness: Sharpness | None,
+    weights: Tensor | None,
+) -> list[TaskGradients]:
+    """The matrices to aggregate: loss part, and flat part or SAM gradients if they have moved."""
+
+    def task_gradients(rows: Tensor, gram: Tensor, part: Part) -> TaskGradients:
+        return TaskGradients(rows, gram, blocks.tasks, measures.losses, weights, part)
+
+    loss_part = task_gradients(clean.shared, measures.gram, "loss")
+    if second.shared is clean.shared:
+        return [loss_part]
+    gram = gram_matrix(second.shared).cpu()
+    _check_finite(gram.diagonal(), "gradient at the perturbed point", blocks.tasks)
+    if sharpness is not None and sharpness.aggregate == "direct":
+        return [task_gradients(second.shared, gram, "loss")]
+    return [loss_part, task_gradients(second.shared, gram, "flat")]
+
+
+def _aggregate_onto(direction: Tensor, part: TaskGradients, aggregation: Aggregation) -> None:
+    weights = aggregation.row_weights(part)
+    if weights is not None:
+        weighted_rows(weights, part.jacobian, onto=direction)
+    else:
+        direction += aggregation.aggregate(part)
 
 
 def _weighted_sum(losses: Mapping[str, Tensor], aggregation: Aggregation) -> StepResult:
