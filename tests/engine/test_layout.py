@@ -1,0 +1,71 @@
+"""Rows hold the parameters in order; moving and restoring is exact."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.perturbation import moved
+
+
+def params() -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [
+        nn.Parameter(torch.randn(3, 2)),
+        nn.Parameter(torch.randn(())),
+        nn.Parameter(torch.randn(4)),
+    ]
+
+
+def test_write_and_views_are_inverse() -> None:
+    ps = params()
+    layout = Layout(ps)
+    row = layout.flatten([p.detach() * 2 for p in ps])
+    assert row.shape == (11,)
+    for view, p in zip(layout.views(row), ps, strict=True):
+        assert torch.equal(view, p.detach() * 2)
+
+
+def test_a_missing_gradient_is_zero_in_rows_and_minus_the_base_in_differences() -> None:
+    layout = Layout(params())
+    gradients = [torch.ones(3, 2), None, torch.ones(4)]
+    row = layout.flatten(gradients)
+    assert row.tolist() == [1.0] * 6 + [0.0] + [1.0] * 4
+    base, out = torch.full((11,), 3.0), torch.empty(11)
+    layout.write_difference(gradients, base, out)
+    assert out.tolist() == [-2.0] * 6 + [-3.0] + [-2.0] * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_moved_comes_back_bit_for_bit_after_an_error(dtype: torch.dtype) -> None:
+    ps = [nn.Parameter(p.detach().to(dtype)) for p in params()]
+    layout = Layout(ps)
+    before = [p.detach().clone() for p in ps]
+    row = torch.rand(11).to(layout.dtype) + 0.5
+
+    def move_and_fail() -> None:
+        with moved(layout, layout.values(), row, 0.3):
+            assert not any(torch.equal(p, b) for p, b in zip(ps, before, strict=True))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        move_and_fail()
+    assert all(torch.equal(p, b) for p, b in zip(ps, before, strict=True))
+
+
+def test_adaptive_move_scales_by_the_squared_values() -> None:
+    ps = params()
+    layout = Layout(ps)
+    row, values = torch.arange(11.0), layout.values()
+    with moved(layout, values, row, 0.1, scratch=torch.empty(11)):
+        torch.testing.assert_close(layout.values(), values + 0.1 * values**2 * row)
+
+
+def test_half_precision_rows_are_float32() -> None:
+    assert Layout([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]).dtype == torch.float32
+    assert Layout([nn.Parameter(torch.ones(2, dtype=torch.float64))]).dtype == torch.float64
+
+
+def test_two_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="on one device, got \\['cpu', 'meta'\\]"):
+        Layout([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1, device="meta"))])
