@@ -28,6 +28,9 @@ class Aggregator(Callback, ABC):
     only). The base has checked shapes and values before any of them is called.
     """
 
+    _tasks: tuple[str, ...] | None = None
+    """The tasks of the module in training, in their order."""
+
     @property
     def needs_gradients(self) -> bool:
         """Whether the task gradients matter; if not, one backward pass of the weighted sum does."""
@@ -112,10 +115,40 @@ class Aggregator(Callback, ABC):
         """
         return None
 
+    # State: leaves give and take a mapping; that of a task is kept under the task's name.
+
+    def get_state(self) -> dict[str, Any]:
+        """What has to survive a restart: tensors, numbers, strings, and mappings of them."""
+        return {}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Continue from :meth:`get_state`."""
+
+    @final
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        state = self.get_state()
+        return {"tasks": list(self._tasks or ()), **state} if state else {}
+
+    @final
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        state = dict(state_dict)
+        saved = state.pop("tasks", [])
+        if saved and self._tasks and sorted(saved) != sorted(self._tasks):
+            raise ValueError(
+                f"The saved state of {type(self).__name__} is that of the tasks {saved}, got the "
+                f"tasks {list(self._tasks)}. Load it with the same tasks, or begin a new run from "
+                "the weights alone."
+            )
+        if state:
+            self.set_state(state)
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_second(self, Aggregator, trainer)
         refuse_foreign_module(self, pl_module)
+        self._tasks = tuple(str(task) for task in getattr(pl_module, "tasks", ()))
 
     def _repr_arguments(self) -> dict[str, Any]:
         """The constructor's arguments, for :func:`repr`."""

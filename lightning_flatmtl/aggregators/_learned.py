@@ -1,12 +1,17 @@
 """Task weights that are learned: one scalar per task, with an optimizer of their own."""
 
 import math
-from typing import Any
+from typing import Any, final
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
+from typing_extensions import override
 
-__all__ = ["LearnedScalars"]
+from lightning_flatmtl.aggregators._base import Aggregator
+
+__all__ = ["LearnedScalars", "LearnedWeights"]
 
 
 class LearnedScalars:
@@ -18,17 +23,19 @@ class LearnedScalars:
 
     Args:
         lr: Learning rate of Adam, in ``(0, inf)``.
-        initial: First value of every scalar.
+        weight_decay: Pull towards zero, in ``[0, inf)``.
 
     Raises:
-        ValueError: If ``lr`` is out of its bounds.
+        ValueError: If an argument is out of its bounds.
     """
 
-    def __init__(self, lr: float, initial: float = 0.0) -> None:
+    def __init__(self, lr: float, weight_decay: float = 0.0) -> None:
         if not 0 < lr < math.inf:
             raise ValueError(f"`lr` must be in (0, inf), got {lr}.")
+        if not 0 <= weight_decay < math.inf:
+            raise ValueError(f"`weight_decay` must be in [0, inf), got {weight_decay}.")
         self._lr = lr
-        self._initial = initial
+        self._weight_decay = weight_decay
         self._scalars: dict[str, Tensor] = {}
         self._optimizers: dict[str, torch.optim.Adam] = {}
         self._pending: dict[str, list[float]] = {}
@@ -39,13 +46,15 @@ class LearnedScalars:
 
     def _get(self, task: str) -> Tensor:
         if task not in self._scalars:
-            self._enter(task, self._initial)
+            self._enter(task, 0.0)
         return self._scalars[task]
 
     def _enter(self, task: str, value: float) -> None:
         scalar = torch.tensor(value, dtype=torch.float64, requires_grad=True)
         self._scalars[task] = scalar
-        self._optimizers[task] = torch.optim.Adam([scalar], lr=self._lr)
+        self._optimizers[task] = torch.optim.Adam(
+            [scalar], lr=self._lr, weight_decay=self._weight_decay
+        )
 
     def accumulate(self, tasks: tuple[str, ...], gradient: Tensor) -> None:
         """Note the gradient ``[m]`` of this batch."""
@@ -84,3 +93,38 @@ class LearnedScalars:
                     "exp_avg": torch.tensor(entry["exp_avg"], dtype=torch.float64),
                     "exp_avg_sq": torch.tensor(entry["exp_avg_sq"], dtype=torch.float64),
                 }
+
+
+class LearnedWeights(Aggregator):
+    """An aggregator with one learned scalar per task, moved with every optimizer step.
+
+    A leaf calls ``self._scalars.accumulate`` with the scalars' gradients of a batch.
+
+    Args:
+        lr: Learning rate of the scalars, in ``(0, inf)``.
+        weight_decay: Pull of the scalars towards zero, in ``[0, inf)``.
+    """
+
+    def __init__(self, lr: float, weight_decay: float = 0.0) -> None:
+        self.lr = lr
+        self._scalars = LearnedScalars(lr, weight_decay)
+
+    @final
+    def step(self) -> None:
+        """Move the learned scalars; a Trainer does this with every optimizer step."""
+        self._scalars.step()
+
+    @final
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self.step()
+
+    @override
+    def get_state(self) -> dict[str, Any]:
+        return {"scalars": self._scalars.state_dict()}
+
+    @override
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._scalars.load_state_dict(state["scalars"])

@@ -1,14 +1,12 @@
 """Impartial multi-task learning: by gradients, by losses, by both."""
 
-from typing import Any, final
+from typing import final
 
-from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
-from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_flatmtl.aggregators._base import Aggregator, GramAggregator, LossWeighting
-from lightning_flatmtl.aggregators._learned import LearnedScalars
+from lightning_flatmtl.aggregators._base import GramAggregator, LossWeighting
+from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.functional import imtl_g_weights
 
@@ -38,37 +36,18 @@ class IMTLG(GramAggregator):
         return imtl_g_weights(gram)
 
 
-class _LearnedLossScales(Aggregator):
+class _LearnedLossScales(LearnedWeights):
     r"""The loss half of IMTL: :math:`\min_s \sum_i e^{s_i} L_i - s_i`, learned beside the model."""
 
     def __init__(self, lr: float = 1e-3) -> None:
-        self.lr = lr
-        self._scales = LearnedScalars(lr)
+        super().__init__(lr)
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        weights = self._scales.values(tasks).exp()
+        weights = self._scalars.values(tasks).exp()
         if losses is not None:
-            self._scales.accumulate(tasks, weights * losses - 1.0)
+            self._scalars.accumulate(tasks, weights * losses - 1.0)
         return weights
-
-    def step(self) -> None:
-        """Move the learned scales; the Trainer does this with every optimizer step."""
-        self._scales.step()
-
-    @override
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
-    ) -> None:
-        self.step()
-
-    @override
-    def state_dict(self) -> dict[str, Any]:
-        return {"scales": self._scales.state_dict()}
-
-    @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._scales.load_state_dict(state_dict["scales"])
 
 
 @final

@@ -51,9 +51,9 @@ class PCGrad(GramAggregator):
         return pcgrad_weights(gram, order, reduction=self.reduction)
 
     @override
-    def state_dict(self) -> dict[str, Any]:
+    def get_state(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state()}
 
     @override
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._generator.set_state(state_dict["generator"])
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._generator.set_state(state["generator"])

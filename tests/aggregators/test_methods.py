@@ -91,9 +91,9 @@ def test_an_absent_task_keeps_its_scale() -> None:
     aggregator = IMTLL(lr=0.1)
     aggregator(G, losses=[3.0, 4.0], tasks=["a", "b"])
     aggregator.step()
-    b = aggregator.state_dict()["scales"]["b"]
+    b = aggregator.state_dict()["scalars"]["b"]
     aggregator(G[:1], losses=[3.0], tasks=["a"])
     aggregator.step()
-    assert aggregator.state_dict()["scales"]["b"] == b
+    assert aggregator.state_dict()["scalars"]["b"] == b
     with pytest.raises(ValueError, match=r"`lr` must be in \(0, inf\), got 0"):
         IMTL(lr=0)
