@@ -1,21 +1,59 @@
 """Aggregators: callbacks that combine the gradients of several tasks, one file a method."""
 
 from lightning_flatmtl.aggregators._base import Aggregator, GramAggregator, LossWeighting
+from lightning_flatmtl.aggregators.aligned_mtl import AlignedMTL
 from lightning_flatmtl.aggregators.cagrad import CAGrad
+from lightning_flatmtl.aggregators.con_fig import ConFIG
+from lightning_flatmtl.aggregators.db_mtl import DBMTL
+from lightning_flatmtl.aggregators.dynamic_weight_average import DynamicWeightAverage
+from lightning_flatmtl.aggregators.excess_mtl import ExcessMTL
+from lightning_flatmtl.aggregators.fairgrad import FairGrad
+from lightning_flatmtl.aggregators.famo import FAMO
+from lightning_flatmtl.aggregators.geometric_loss import GLS
+from lightning_flatmtl.aggregators.graddrop import GradDrop
+from lightning_flatmtl.aggregators.gradnorm import GradNorm
+from lightning_flatmtl.aggregators.gradvac import GradVac
 from lightning_flatmtl.aggregators.imtl import IMTL, IMTLG, IMTLL
 from lightning_flatmtl.aggregators.linear_scalarization import LinearScalarization
 from lightning_flatmtl.aggregators.mgda import MGDA
+from lightning_flatmtl.aggregators.nash_mtl import NashMTL
 from lightning_flatmtl.aggregators.pcgrad import PCGrad
+from lightning_flatmtl.aggregators.random_loss_weighting import RandomLossWeighting
+from lightning_flatmtl.aggregators.scale_invariant import ScaleInvariant
+from lightning_flatmtl.aggregators.sdmgrad import SDMGrad
+from lightning_flatmtl.aggregators.stch import STCH
+from lightning_flatmtl.aggregators.torchjd import TorchJD
+from lightning_flatmtl.aggregators.uncertainty_weighting import UncertaintyWeighting
+from lightning_flatmtl.aggregators.upgrad import UPGrad
 
 __all__ = [
+    "DBMTL",
+    "FAMO",
+    "GLS",
     "IMTL",
     "IMTLG",
     "IMTLL",
     "MGDA",
+    "STCH",
     "Aggregator",
+    "AlignedMTL",
     "CAGrad",
+    "ConFIG",
+    "DynamicWeightAverage",
+    "ExcessMTL",
+    "FairGrad",
+    "GradDrop",
+    "GradNorm",
+    "GradVac",
     "GramAggregator",
     "LinearScalarization",
     "LossWeighting",
+    "NashMTL",
     "PCGrad",
+    "RandomLossWeighting",
+    "SDMGrad",
+    "ScaleInvariant",
+    "TorchJD",
+    "UPGrad",
+    "UncertaintyWeighting",
 ]

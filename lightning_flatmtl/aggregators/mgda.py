@@ -7,6 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
+from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.functional import min_norm_weights
 
@@ -63,19 +64,5 @@ class MGDA(GramAggregator):
             norms = gram.diagonal().sqrt()
             scale = torch.where(norms > 0, norms, scale)  # a zero row stays zero
         if self.normalization in {"loss", "loss+"}:
-            scale = scale * self._positive_losses(gradients)
+            scale = scale * positive(self, gradients.tasks, gradients.losses)
         return scale
-
-    def _positive_losses(self, gradients: TaskGradients) -> Tensor:
-        if gradients.losses is None:
-            raise ValueError(
-                f"MGDA(normalization={self.normalization!r}) needs the losses, got none; call it "
-                "with `losses=`."
-            )
-        for task, loss in zip(gradients.tasks, gradients.losses.tolist(), strict=True):
-            if not loss > 0:
-                raise ValueError(
-                    f"MGDA(normalization={self.normalization!r}) needs positive losses, got {loss} "
-                    f"for task '{task}'. Use 'l2' or 'none'."
-                )
-        return gradients.losses

@@ -8,6 +8,7 @@ variables scaled to unit gradients, and the weights come back as a float64 CPU t
 from lightning_flatmtl.functional._convergence import ConvergenceWarning
 from lightning_flatmtl.functional.aligned_mtl import aligned_mtl_weights
 from lightning_flatmtl.functional.cagrad import cagrad_weights
+from lightning_flatmtl.functional.con_fig import config_weights
 from lightning_flatmtl.functional.conflict import conflict_rate, cosine_similarity
 from lightning_flatmtl.functional.delta_m import delta_m, relative_improvement
 from lightning_flatmtl.functional.fairgrad import fairgrad_weights
@@ -23,6 +24,7 @@ __all__ = [
     "GradVacResult",
     "aligned_mtl_weights",
     "cagrad_weights",
+    "config_weights",
     "conflict_rate",
     "cosine_similarity",
     "delta_m",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 Array: TypeAlias = NDArray[np.float64]
 Indices: TypeAlias = NDArray[np.intp]
+Mask: TypeAlias = NDArray[np.bool_]
 
 EPS = float(np.finfo(np.float64).eps)
 
@@ -91,6 +92,31 @@ def unit_gram(gram: Tensor) -> UnitGram:
     np.maximum(cosines, -1.0, out=cosines)
     np.fill_diagonal(cosines, 1.0)
     return UnitGram(len(gram), rows, norms, cosines)
+
+
+def semidefinite_unit_gram(gram: Tensor) -> UnitGram:
+    """:func:`unit_gram` for solvers that need a positive semidefinite matrix.
+
+    A Gram that was computed in single precision may have eigenvalues of -1e-7. It is replaced by
+    its positive semidefinite part, which is as close to the true Gram.
+    """
+    unit = unit_gram(gram)
+    lifted = unit.cosines.copy()
+    lifted.flat[:: len(lifted) + 1] += rounding(len(lifted))
+    try:
+        np.linalg.cholesky(lifted)
+    except np.linalg.LinAlgError:
+        return unit._replace(cosines=_semidefinite_part(unit.cosines))
+    return unit
+
+
+def _semidefinite_part(cosines: Array) -> Array:
+    values, vectors = np.linalg.eigh(cosines)
+    factor = vectors * np.sqrt(np.maximum(values, 0.0))
+    factor /= np.linalg.norm(factor, axis=1)[:, None]
+    part: Array = factor @ factor.T
+    np.fill_diagonal(part, 1.0)
+    return part
 
 
 def to_tensor(weights: Array) -> Tensor:

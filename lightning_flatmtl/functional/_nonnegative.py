@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lightning_flatmtl.functional._convergence import warn_not_converged
-from lightning_flatmtl.functional._gram import EPS, Array, rounding
-
-Mask = NDArray[np.bool_]
+from lightning_flatmtl.functional._gram import EPS, Array, Mask, rounding
 
 # Block pivoting trusts a set whose pivots keep half of the digits; the rest is for the safeguard.
 _SAFE_PIVOT = EPS**0.5
@@ -74,7 +71,7 @@ def solve_nonnegative_many(K: Array, Q: Array) -> Array:
     return solutions
 
 
-def _solve_on(K: Array, Q: Array, support: NDArray[np.bool_]) -> Array:
+def _solve_on(K: Array, Q: Array, support: Mask) -> Array:
     """Minimisers on given supports, all sets padded to the size of the largest."""
     width = int(support.sum(axis=1).max(initial=0))
     index = np.argsort(~support, axis=1, kind="stable")[:, :width]

@@ -13,11 +13,11 @@ from lightning_flatmtl.functional._gram import (
     UnitGram,
     is_number,
     rounding,
+    semidefinite_unit_gram,
     to_tensor,
-    unit_gram,
 )
 from lightning_flatmtl.functional._nonnegative import solve_nonnegative
-from lightning_flatmtl.functional.min_norm import min_norm_point
+from lightning_flatmtl.functional.min_norm import min_norm_point, vanishes
 
 _MAX_LEVELS = 200
 
@@ -67,7 +67,7 @@ def cagrad_weights(gram: Tensor, c: float, rescale: bool = True) -> Tensor:
     """
     if not is_number(c, 0, low_included=True):
         raise ValueError(f"`c` must be in [0, inf), got {c}.")
-    unit = unit_gram(gram)
+    unit = semidefinite_unit_gram(gram)
     weights = np.full(unit.size, 1.0 / unit.size)
     if c > 0 and len(unit.rows):
         weights += _correction(unit, c)
@@ -78,10 +78,9 @@ def _correction(unit: UnitGram, radius: float) -> Array:
     """Nonnegative weights v of ``d = g_0 + G'v``; ``radius`` is relative to the mean."""
     mean = unit.norms / unit.norms.max()
     along = unit.cosines @ mean
-    squared = float(mean @ along)
-    if squared <= rounding(unit.size) * float(mean @ np.abs(unit.cosines) @ mean):
+    if vanishes(mean, unit.cosines):
         return np.zeros(unit.size)
-    length = math.sqrt(squared)
+    length = math.sqrt(float(mean @ along))
     v = _Levels(unit, along / length, radius).solve()
     return unit.weights(v * (length * unit.norms.max() / unit.size))
 
@@ -106,12 +105,11 @@ class _Levels:
         if len(self.unit.rows) < self.unit.size:  # a zero row holds the level at 0
             return at_zero
         point = min_norm_point(self.unit.norms, self.unit.cosines)
-        squared = self.squared_length(point)
-        noise = rounding(len(point)) * float(point @ np.abs(self.unit.cosines) @ point)
-        if squared <= noise:
+        if vanishes(point, self.unit.cosines):
             return at_zero
         # No direction in the ball serves the min-norm point better than its own.
-        top = math.sqrt(squared) / float(self.unit.norms.min()) * (1 + self.radius)
+        length = math.sqrt(self.squared_length(point))
+        top = length / float(self.unit.norms.min()) * (1 + self.radius)
         return self.search(0.0, top, self.correction(top, point))
 
     def search(self, low: float, high: float, v: Array) -> Array:

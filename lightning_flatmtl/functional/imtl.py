@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from lightning_flatmtl.functional._gram import EPS, Array, rounding, to_tensor, unit_gram
+from lightning_flatmtl.functional._gram import (
+    EPS,
+    Array,
+    rounding,
+    semidefinite_unit_gram,
+    to_tensor,
+)
 
 
 def imtl_g_weights(gram: Tensor) -> Tensor:
@@ -44,10 +50,10 @@ def imtl_g_weights(gram: Tensor) -> Tensor:
         >>> imtl_g_weights(torch.tensor([[1.0, 0.0], [0.0, 9.0]]))
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
-    unit = unit_gram(gram)
+    unit = semidefinite_unit_gram(gram)
     if len(unit.rows) == 0:
         return to_tensor(np.full(unit.size, 1.0 / unit.size))
-    y = _equal_projections(unit.cosines)
+    y = equal_projections(unit.cosines)
     shares = unit.norms.min() / unit.norms
     total = float(shares @ y)
     if abs(total) <= rounding(len(y)) * float(shares @ np.abs(y)):
@@ -55,7 +61,7 @@ def imtl_g_weights(gram: Tensor) -> Tensor:
     return to_tensor(unit.weights(y * (unit.norms.min() / total)))
 
 
-def _equal_projections(cosines: Array) -> Array:
+def equal_projections(cosines: Array) -> Array:
     """A positive multiple of the limit of ``(cosines + eps I)^-1 1`` for eps to 0."""
     ones = np.ones(len(cosines))
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import Tensor
 
-from lightning_flatmtl.functional._gram import Array, to_tensor, unit_gram
+from lightning_flatmtl.functional._gram import Array, rounding, semidefinite_unit_gram, to_tensor
 from lightning_flatmtl.functional._nonnegative import solve_nonnegative
 
 
@@ -35,7 +35,7 @@ def min_norm_weights(gram: Tensor) -> Tensor:
         >>> min_norm_weights(torch.tensor([[1.0, 0.0], [0.0, 3.0]]))
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
-    unit = unit_gram(gram)
+    unit = semidefinite_unit_gram(gram)
     if len(unit.rows) < unit.size:
         weights = np.ones(unit.size)
         weights[unit.rows] = 0.0
@@ -52,3 +52,9 @@ def min_norm_point(norms: Array, cosines: Array) -> Array:
     point = solve_nonnegative(cosines + shares[:, None] * shares, shares)
     scaled: Array = point * (norms.min() / (shares @ point))
     return scaled
+
+
+def vanishes(unit_weights: Array, cosines: Array) -> bool:
+    """Whether a nonnegative combination of unit rows is zero to within rounding."""
+    squared = float(unit_weights @ cosines @ unit_weights)
+    return squared <= rounding(len(cosines)) * float(unit_weights @ np.abs(cosines) @ unit_weights)

@@ -69,4 +69,48 @@ SPECS = {
     "IMTLG": Spec(a.IMTLG, traits("order_free homogeneous"), lambda m: 1, "IMTLG"),
     "IMTLL": Spec(a.IMTLL, traits("order_free homogeneous stateful losses"), lambda m: m),
     "IMTL": Spec(a.IMTL, traits("order_free homogeneous stateful losses"), lambda m: 1),
+    "ScaleInvariant": Spec(a.ScaleInvariant, traits("order_free losses homogeneous"), lambda m: m),
+    "GLS": Spec(a.GLS, traits("order_free losses homogeneous"), lambda m: 1),
+    "RandomLossWeighting": Spec(
+        a.RandomLossWeighting, traits("homogeneous random stateful"), lambda m: m
+    ),
+    "DynamicWeightAverage": Spec(
+        a.DynamicWeightAverage, traits("order_free homogeneous stateful"), lambda m: m
+    ),
+    "UncertaintyWeighting": Spec(
+        a.UncertaintyWeighting, traits("order_free homogeneous stateful"), lambda m: m
+    ),
+    "GradNorm": Spec(a.GradNorm, traits("order_free homogeneous stateful losses"), lambda m: m),
+    "GradDrop": Spec(a.GradDrop, traits("homogeneous random stateful"), lambda m: m),
+    "GradDrop-leak": Spec(
+        lambda: a.GradDrop(leak=1.0), traits("homogeneous stateful"), lambda m: m
+    ),
+    "GradVac": Spec(a.GradVac, traits("homogeneous random stateful"), lambda m: m),
+    "NashMTL": Spec(
+        a.NashMTL,
+        traits("order_free descent"),
+        None,
+        "NashMTL (one exact solve, no norm clip)",
+    ),
+    "NashMTL-kept": Spec(
+        lambda: a.NashMTL(max_norm=1.0, update_interval=3), traits("order_free descent stateful")
+    ),
+    "AlignedMTL": Spec(a.AlignedMTL, traits("order_free homogeneous"), None, "AlignedMTL (min)"),
+    "AlignedMTL-median": Spec(lambda: a.AlignedMTL("median"), traits("order_free homogeneous")),
+    "AlignedMTL-rmse": Spec(lambda: a.AlignedMTL("rmse"), traits("order_free homogeneous")),
+    "FairGrad": Spec(a.FairGrad, traits("order_free descent"), None, "FairGrad(alpha=2)"),
+    "UPGrad": Spec(a.UPGrad, traits("order_free homogeneous descent"), lambda m: 1, "UPGrad"),
+    "STCH": Spec(
+        lambda: a.STCH(warmup_epochs=0),
+        traits("order_free homogeneous stateful losses"),
+        lambda m: m,
+    ),
+    "DBMTL": Spec(a.DBMTL, traits("order_free homogeneous losses"), lambda m: m),
+    "DBMTL-average": Spec(
+        lambda: a.DBMTL(beta=0.9), traits("order_free homogeneous stateful losses"), lambda m: m
+    ),
+    "FAMO": Spec(a.FAMO, traits("order_free homogeneous stateful losses"), lambda m: 1),
+    "ConFIG": Spec(a.ConFIG, traits("order_free homogeneous"), lambda m: m),
+    "SDMGrad": Spec(a.SDMGrad, traits("order_free homogeneous"), lambda m: 1),
+    "ExcessMTL": Spec(a.ExcessMTL, traits("order_free homogeneous stateful"), lambda m: m),
 }

@@ -48,7 +48,8 @@ def test_every_public_aggregator_has_a_spec() -> None:
         if not inspect.isabstract(getattr(aggregators, name))
         and inspect.isclass(getattr(aggregators, name))
     }
-    assert public <= {type(spec.make()).__name__ for spec in SPECS.values()}
+    public.remove("TorchJD")  # as many methods as TorchJD has; see test_torchjd.py
+    assert public == {type(spec.make()).__name__ for spec in SPECS.values()}
 
 
 @ALL

@@ -193,3 +193,48 @@ def pcgrad(jacobian: Tensor, order: Tensor) -> Tensor:
                 current -= (current @ rows[j]) / (rows[j] @ rows[j]) * rows[j]
         total += current
     return total
+
+
+def aligned_mtl(jacobian: Tensor, scale: str) -> Tensor:
+    """From the eigenvectors of the Gram of the nonzero rows in 60 digits."""
+    unit = Unit(jacobian)
+    if not unit.rows:
+        return torch.zeros(jacobian.shape[1], dtype=torch.float64)
+    n = len(unit.rows)
+    K = mpmath.matrix(
+        [[unit.norms[i] * unit.cosines[i][j] * unit.norms[j] for j in range(n)] for i in range(n)]
+    )
+    values, vectors = mpmath.eigsy(K)
+    kept = [k for k in range(n) if values[k] > ZERO * max(values)]
+    ordered = sorted(values[k] for k in kept)
+    common = {
+        "min": ordered[0],
+        "median": ordered[(len(ordered) - 1) // 2],
+        "rmse": sum(ordered) / len(ordered),
+    }[scale]
+    y = [mpf(0)] * n
+    for k in kept:
+        column = [vectors[i, k] for i in range(n)]
+        factor = mpmath.sqrt(common / values[k]) * sum(column) / unit.size
+        y = [a + factor * b * norm for a, b, norm in zip(y, column, unit.norms, strict=True)]
+    return unit.direction(y)
+
+
+def gradvac(jacobian: Tensor, order: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Algorithm 1 of the paper, row by row: the direction and the cosines met."""
+    rows, cosines = jacobian.double(), targets.clone()
+    total = torch.zeros_like(rows[0])
+    for i, row in enumerate(order.tolist()):
+        current = rows[i].clone()
+        for j in row:
+            if j == i:
+                continue
+            cosine = (current @ rows[j]) / (current.norm() * rows[j].norm())
+            target = targets[i, j]
+            cosines[i, j] = cosine
+            if cosine < target:
+                sine, target_sine = (1 - cosine**2).sqrt(), (1 - target**2).sqrt()
+                amount = current.norm() * (target * sine - cosine * target_sine)
+                current += amount / (rows[j].norm() * target_sine) * rows[j]
+        total += current
+    return total, cosines

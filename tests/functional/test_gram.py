@@ -26,7 +26,7 @@ SOLVERS: dict[str, Solver] = {
     "aligned_mtl_weights": functional.aligned_mtl_weights,
     "gradvac_weights": lambda K: (
         functional.gradvac_weights(
-            K, torch.arange(len(K)).repeat(len(K), 1), torch.full_like(K, 0.1)
+            K, torch.arange(len(K)).repeat(len(K), 1), torch.full_like(K, 0.125)
         ).weights
     ),
     "pcgrad_weights": lambda K: functional.pcgrad_weights(

@@ -1,0 +1,32 @@
+"""Losses that a method needs, checked."""
+
+from torch import Tensor
+
+__all__ = ["given", "positive"]
+
+
+def given(method: object, losses: Tensor | None) -> Tensor:
+    """The losses.
+
+    Raises:
+        ValueError: If there are none.
+    """
+    if losses is None:
+        raise ValueError(f"{method!r} needs the losses, got none; call it with `losses=`.")
+    return losses
+
+
+def positive(method: object, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
+    """The losses, all above zero.
+
+    Raises:
+        ValueError: If there are none, or one is not positive; the message names the task.
+    """
+    losses = given(method, losses)
+    for task, loss in zip(tasks, losses.tolist(), strict=True):
+        if not loss > 0:
+            raise ValueError(
+                f"{method!r} needs positive losses, got {loss} for task '{task}'. Add a constant "
+                "to that loss, or use a method that does not look at losses."
+            )
+    return losses

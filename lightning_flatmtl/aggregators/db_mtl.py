@@ -1,0 +1,99 @@
+"""Dual balancing: logarithms of the losses, gradients of one length."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from typing_extensions import override
+
+from lightning_flatmtl.aggregators._base import Aggregator
+from lightning_flatmtl.aggregators._losses import positive
+from lightning_flatmtl.engine import TaskGradients, gram_matrix
+from lightning_flatmtl.engine.gradients import weighted_rows
+
+__all__ = ["DBMTL"]
+
+
+@final
+class DBMTL(Aggregator):
+    r"""Dual-balancing multi-task learning (DB-MTL; Lin et al., 2023).
+
+    `arXiv:2308.12029 <https://arxiv.org/abs/2308.12029>`_: the losses are replaced by their
+    logarithms, heads included; of the shared gradients :math:`h_i = g_i / L_i` moving averages
+    :math:`\hat h_i` are kept, and :math:`d = \max_j \lVert \hat h_j \rVert \sum_i \hat h_i / \lVert
+    \hat h_i \rVert`. A gradient of zero has no direction and is left out. The losses must be
+    positive.
+
+    With ``beta > 0`` the averages take another ``[tasks, parameters]`` matrix of memory (two with
+    :class:`~lightning_flatmtl.TaskSAM`) and stand in the checkpoint.
+
+    If all :math:`g_i = g` and all losses are L, the direction is :math:`m\,g / L`.
+
+    Args:
+        beta: Share of the old average, in ``[0, 1)``; 0 keeps none.
+
+    Raises:
+        ValueError: If ``beta`` is out of its bounds, or a loss is missing or not positive.
+
+    Example:
+        >>> import torch
+        >>> DBMTL()(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), losses=[1.0, 1.0])
+        tensor([3., 3.])
+    """
+
+    def __init__(self, beta: float = 0.0) -> None:
+        if not 0 <= beta < 1:
+            raise ValueError(f"`beta` must be in [0, 1), got {beta}.")
+        self.beta = beta
+        self._averages: dict[str, dict[str, Tensor]] = {}
+        """By part and task: the moving average of the gradient."""
+
+    @override
+    def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
+        return 1.0 / positive(self, tasks, losses)
+
+    @override
+    def row_weights(self, gradients: TaskGradients) -> Tensor | None:
+        assert gradients.loss_weights is not None
+        if self.beta > 0:
+            return None
+        scale = gradients.loss_weights
+        return scale * _balance(gradients.gram.diagonal().sqrt() * scale)
+
+    @override
+    def aggregate(self, gradients: TaskGradients) -> Tensor:
+        weights = self.row_weights(gradients)
+        if weights is not None:
+            return weighted_rows(weights, gradients.jacobian)
+        averages = torch.stack(self._move(gradients))
+        norms = gram_matrix(averages).diagonal().sqrt().cpu()
+        return weighted_rows(_balance(norms), averages)
+
+    def _move(self, gradients: TaskGradients) -> list[Tensor]:
+        kept = self._averages.setdefault(gradients.part, {})
+        assert gradients.loss_weights is not None
+        for task, row, weight in zip(
+            gradients.tasks, gradients.jacobian, gradients.loss_weights.tolist(), strict=True
+        ):
+            scaled = row * weight
+            old = kept.get(task)
+            # An average of another length belongs to other trainable parameters: begin anew.
+            if old is not None and old.shape == scaled.shape:
+                scaled = torch.lerp(scaled, old.to(scaled), self.beta)
+            kept[task] = scaled
+        return [kept[task] for task in gradients.tasks]
+
+    @override
+    def get_state(self) -> dict[str, Any]:
+        if self.beta == 0:
+            return {}
+        return {"averages": {p: dict(rows) for p, rows in self._averages.items()}}
+
+    @override
+    def set_state(self, state: dict[str, Any]) -> None:
+        self._averages = {p: dict(rows) for p, rows in state["averages"].items()}
+
+
+def _balance(norms: Tensor) -> Tensor:
+    """Factors that give all rows the largest norm; 0 for rows of zeros."""
+    return torch.where(norms > 0, norms.max() / norms, 0.0)
