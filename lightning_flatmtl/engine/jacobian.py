@@ -24,6 +24,9 @@ class Blocks:
         workspace: Lends what is as long as the shared block.
     """
 
+    keep_graph = False
+    """Whether the graph of the losses is needed after they have been differentiated."""
+
     def __init__(
         self,
         params: Sequence[nn.Parameter],
@@ -43,6 +46,20 @@ class Blocks:
     def vector(self, name: str) -> Tensor:
         """Memory ``[d]`` for one entry per shared parameter, by name."""
         return self._take(name, (self.shared.numel,))
+
+    def shared_gradients(
+        self, direction: Tensor, reached: Sequence[bool]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The parameters that the aggregated row concerns, and the gradient of each.
+
+        Args:
+            direction: The aggregated row, ``[d]``.
+            reached: For each entry of the shared block whether a loss reaches it; one that none
+                reaches gets no gradient, as in plain training.
+        """
+        views = self.shared.views(direction)
+        gradients = [view if r else None for view, r in zip(views, reached, strict=True)]
+        return list(self.shared.params), gradients
 
     def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
         return self._workspace.take(name, shape, self.shared.dtype, self.shared.device)
@@ -88,7 +105,9 @@ def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks) -> Gradients:
     last = len(losses) - 1
     for i, (task, loss) in enumerate(losses.items()):
         head = blocks.heads[task]
-        of_shared, of_head = differentiate(loss, [shared, head], retain_graph=i < last)
+        of_shared, of_head = differentiate(
+            loss, [shared, head], retain_graph=blocks.keep_graph or i < last
+        )
         shared.write(of_shared, rows[i])
         reached = [r or g is not None for r, g in zip(reached, of_shared, strict=True)]
         heads[task] = head.flatten(of_head)

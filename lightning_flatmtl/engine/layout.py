@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 __all__ = ["Layout"]
 
@@ -26,9 +26,8 @@ class Layout:
         [(3, 2), (3,)]
     """
 
-    def __init__(self, params: Sequence[nn.Parameter]) -> None:
-        self.params: list[nn.Parameter] = list(params)
-        self._tensors: list[Tensor] = list(params)  # what the foreach kernels accept
+    def __init__(self, params: Sequence[Tensor]) -> None:
+        self.params: list[Tensor] = list(params)
         self.sizes = [p.numel() for p in self.params]
         self.numel = sum(self.sizes)
         devices = {p.device for p in self.params}
@@ -103,7 +102,7 @@ class Layout:
     def restore(self, saved: Tensor) -> None:
         """Put the values of :meth:`save` back, bit for bit."""
         if self.params:
-            torch._foreach_copy_(self._tensors, self.views(saved))
+            torch._foreach_copy_(self.params, self.views(saved))
 
     @torch.no_grad()
     def add(self, row: Tensor, factor: float) -> None:
@@ -112,7 +111,7 @@ class Layout:
             return
         views = self.views(row)
         if all(p.dtype == row.dtype for p in self.params):
-            torch._foreach_add_(self._tensors, views, alpha=factor)
+            torch._foreach_add_(self.params, views, alpha=factor)
         else:
             for p, view in zip(self.params, views, strict=True):
                 p.add_(view.to(p.dtype), alpha=factor)

@@ -119,11 +119,11 @@ def _is_leaf(node: Node) -> bool:
     return node.name() == "torch::autograd::AccumulateGrad"
 
 
-def reached_parameters(outputs: Iterable[Tensor]) -> set[nn.Parameter]:
+def reached_parameters(outputs: Iterable[Tensor]) -> set[Tensor]:
     """All leaves that the graphs of ``outputs`` reach."""
     stack = [t.grad_fn for t in outputs if t.grad_fn is not None]
     nodes: set[Node] = set()
-    leaves: set[nn.Parameter] = set()
+    leaves: set[Tensor] = set()
     while stack:
         node = stack.pop()
         if node in nodes:

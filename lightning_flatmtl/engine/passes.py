@@ -39,6 +39,8 @@ class Passes(ABC):
         self._around = around
         self._tape = RandomTape(device)
         self._put_back: Callable[[], None] | None = None
+        self.features: list[Tensor] | None = None
+        """The features with their graph, if the task Jacobian is to be taken there."""
 
     @abstractmethod
     def clean(self) -> dict[str, Tensor]:
@@ -48,7 +50,7 @@ class Passes(ABC):
     def again(self, task: str) -> Tensor:
         """The loss of ``task`` at the parameters as they are now, the whole model run again."""
 
-    def head_again(self, task: str, head: list[nn.Parameter]) -> Tensor:
+    def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The loss of ``task`` when only its ``head`` has moved since the clean pass."""
         return self.again(task)
 
@@ -107,6 +109,7 @@ class ComposedPasses(Passes):
         batches: The batch of each task; tasks with the same object share one encoder pass.
         module: See :class:`Passes`.
         around: See :class:`Passes`.
+        at_features: Whether the task Jacobian is to be taken at the encoder's output.
     """
 
     def __init__(
@@ -116,13 +119,15 @@ class ComposedPasses(Passes):
         batches: Mapping[str, Any],
         module: nn.Module,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        at_features: bool = False,
     ) -> None:
         super().__init__(module, around)
+        self._at_features = at_features
         self._encode = encode
         self._task_loss = task_loss
         self._batches = batches
         self._features: dict[int, Any] = {}
-        self._trunk: set[nn.Parameter] = set()
+        self._trunk: set[Tensor] = set()
 
     def clean(self) -> dict[str, Tensor]:
         """One encoder pass for each distinct batch, one head pass for each task."""
@@ -143,6 +148,14 @@ class ComposedPasses(Passes):
             tensors = [t for t in pytree.tree_leaves(features) if isinstance(t, Tensor)]
             self._trunk |= reached_parameters(tensors)
             self._features[key] = pytree.tree_map_only(Tensor, Tensor.detach, features)
+        if not self._at_features or not graphed:
+            return
+        if len(graphed) > 1:
+            raise ValueError(
+                "With `gradients='features'` all tasks must share their inputs, got "
+                f"{len(graphed)} different inputs in a batch. Use `gradients='parameters'`."
+            )
+        self.features = [t for t in tensors if t.requires_grad]
 
     def again(self, task: str) -> Tensor:
         """Encoder and the head of ``task``."""
@@ -150,7 +163,7 @@ class ComposedPasses(Passes):
         features = self._replay(id(batch), lambda: self._encode(batch))
         return self._head(task, features)
 
-    def head_again(self, task: str, head: list[nn.Parameter]) -> Tensor:
+    def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The head alone, on the clean features, unless these depend on ``head`` themselves."""
         if not self._trunk.isdisjoint(head):
             return self.again(task)

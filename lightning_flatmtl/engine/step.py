@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_flatmtl.engine.errors import NonFiniteError
+from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import (
     Aggregation,
     Part,
@@ -112,7 +113,7 @@ class MultiTaskStep:
             return _weighted_sum(losses, aggregation)
 
         trainable = [p for p in module.parameters() if p.requires_grad]
-        blocks = Blocks(trainable, self.partition, tuple(losses), self._workspace)
+        blocks = self._blocks(trainable, passes, tuple(losses), sharpness)
 
         # Lines 1 to 3: the gradients of every task, where the parameters are.
         clean = task_gradients(losses, blocks)
@@ -142,6 +143,23 @@ class MultiTaskStep:
             flat_gram=next((part.gram for part in parts if part.part == "flat"), None),
             dead=measures.dead,
         )
+
+    def _blocks(
+        self,
+        trainable: list[nn.Parameter],
+        passes: Passes,
+        tasks: tuple[str, ...],
+        sharpness: Sharpness | None,
+    ) -> Blocks:
+        """The columns of the task Jacobian: the shared parameters, or the features."""
+        if passes.features is None:
+            return Blocks(trainable, self.partition, tasks, self._workspace)
+        if sharpness is not None:
+            raise ValueError(
+                "TaskSAM perturbs parameters and needs `gradients='parameters'`, got 'features'. "
+                "Remove one of the two."
+            )
+        return FeatureBlocks(passes.features, trainable, self.partition, tasks, self._workspace)
 
 
 def _parts(
@@ -199,10 +217,7 @@ def _surrogate(
     heads: Mapping[str, Tensor],
     weights: Tensor | None,
 ) -> Tensor:
-    params = list(blocks.shared.params)
-    views = blocks.shared.views(direction)
-    # What no loss of this batch reaches gets no gradient, as in plain training.
-    gradients: list[Tensor | None] = [v if r else None for v, r in zip(views, reached, strict=True)]
+    params, gradients = blocks.shared_gradients(direction, reached)
     for i, (task, head) in enumerate(blocks.heads.items()):
         of_head = heads[task] if weights is None else heads[task] * weights[i].item()
         params += head.params

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 __all__ = ["surrogate_loss"]
@@ -30,7 +30,7 @@ class _Surrogate(torch.autograd.Function):
 
 
 def surrogate_loss(
-    loss: Tensor, params: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
+    loss: Tensor, params: Sequence[Tensor], gradients: Sequence[Tensor | None]
 ) -> Tensor:
     """A scalar with the value of ``loss`` whose gradient is exactly ``gradients``.
 

@@ -8,7 +8,7 @@ from lightning_flatmtl.functional._convergence import warn_not_converged
 from lightning_flatmtl.functional._gram import EPS, Array, rounding
 from lightning_flatmtl.functional.min_norm import min_norm_point, vanishes
 
-_MAX_STEPS = 500
+_MAX_STEPS = 1000  # 3 to 10 are usual; hundreds where solutions span 100 decades
 _MAX_HALVINGS = 60
 _MAX_FACTOR = 100.0
 _LAST_STEP = EPS**0.5

@@ -1,0 +1,71 @@
+"""The task Jacobian at the encoder's output: one backward pass of the trunk for all tasks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import override
+
+from lightning_flatmtl.engine.jacobian import Blocks
+from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.partition import Partition, reached_parameters
+from lightning_flatmtl.engine.workspace import Workspace
+
+__all__ = ["FeatureBlocks"]
+
+
+class FeatureBlocks(Blocks):
+    """The features in the place of the shared parameters.
+
+    The rows are the tasks' gradients with respect to the features of the batch, ``d`` is their
+    number of entries. The aggregated row is sent through the trunk in one backward pass. This is
+    MGDA-UB's approximation, LibMTL's ``rep_grad``: cheap for many tasks, and the same as the exact
+    method only where the aggregation is linear.
+
+    Args:
+        features: The encoder's output with its graph.
+        params: All trainable parameters, in their order.
+        partition: Which of them are shared.
+        tasks: The tasks that this step has a loss of.
+        workspace: Lends what is as long as the features.
+
+    Raises:
+        ValueError: If a shared parameter lies behind the features, where it would be missed.
+    """
+
+    keep_graph = True
+
+    def __init__(
+        self,
+        features: Sequence[Tensor],
+        params: Sequence[nn.Parameter],
+        partition: Partition,
+        tasks: Sequence[str],
+        workspace: Workspace,
+    ) -> None:
+        super().__init__(params, partition, tasks, workspace)
+        trunk = reached_parameters(features)
+        behind = [p for p in self.shared.params if p not in trunk]
+        if behind:
+            shapes = [list(p.shape) for p in behind]
+            raise ValueError(
+                "With `gradients='features'` every shared parameter must lie before the features, "
+                f"got {len(behind)} behind them, of shapes {shapes}. Move them into the encoder or "
+                "use `gradients='parameters'`."
+            )
+        self._trunk = [p for p in params if p in trunk]
+        self._features = list(features)
+        self.shared = Layout(self._features)
+        self.heads = {
+            task: Layout([p for p in head.params if p not in trunk])
+            for task, head in self.heads.items()
+        }
+
+    @override
+    def shared_gradients(
+        self, direction: Tensor, reached: Sequence[bool]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        views = zip(self.shared.views(direction), self._features, strict=True)
+        pulls = [view.to(features.dtype) for view, features in views]
+        gradients = torch.autograd.grad(self._features, self._trunk, pulls, allow_unused=True)
+        return list(self._trunk), list(gradients)
