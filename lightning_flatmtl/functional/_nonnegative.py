@@ -134,7 +134,7 @@ def _active_set(K: Array, q: Array, size: Array, start: Array) -> Array:
         entering = int(gain.argmax())
         if gain[entering] <= 0:
             return v
-        v, objective_gain = _enter(K, q, v, entering, float(slope[entering]))
+        v, objective_gain = _enter(K, q, size, v, entering, float(slope[entering]))
         # A gain below the rounding error of the objective cannot prove progress, so a variable
         # may claim one only once; that is what rules out cycling.
         if objective_gain <= rounding(len(q)) * float(size @ v):
@@ -143,19 +143,23 @@ def _active_set(K: Array, q: Array, size: Array, start: Array) -> Array:
     return v
 
 
-def _enter(K: Array, q: Array, v: Array, entering: int, slope: float) -> tuple[Array, float]:
+def _enter(
+    K: Array, q: Array, size: Array, v: Array, entering: int, slope: float
+) -> tuple[Array, float]:
     """Let one variable in; the new point and the decrease of the objective it promises."""
     index = np.flatnonzero(v)
     mix = np.linalg.solve(K[index[:, None], index], K[index, entering])
     pivot = float(K[entering, entering] - K[entering, index] @ mix)
+    noise = rounding(len(q)) * float(1 + np.abs(mix).sum()) ** 2
     support = v > 0
     support[entering] = True
-    if pivot > rounding(len(q)) * (1 + np.abs(mix).sum()) ** 2:
+    if pivot > noise:
         return _descend(K, q, v, support), 0.5 * slope**2 / pivot
     # The entering column is a combination of the support: along the ray that trades them the
-    # objective falls linearly, until the first variable of the support reaches zero.
+    # objective falls linearly, until the first variable of the support reaches zero. A slope that
+    # a remainder of rounding size could explain is none.
     leaving = np.flatnonzero(mix > 0)
-    if len(leaving) == 0:
+    if len(leaving) == 0 or slope <= noise**0.5 * float(size.max()):
         return v, 0.0
     ratios = v[index[leaving]] / mix[leaving]
     step = float(ratios.min())

@@ -20,6 +20,7 @@ SOLVERS: dict[str, Solver] = {
     "min_norm_weights": functional.min_norm_weights,
     "cagrad_weights": lambda K: functional.cagrad_weights(K, 0.4),
     "imtl_g_weights": functional.imtl_g_weights,
+    "config_weights": functional.config_weights,
     "nash_weights": functional.nash_weights,
     "fairgrad_weights": functional.fairgrad_weights,
     "upgrad_weights": functional.upgrad_weights,
@@ -90,6 +91,18 @@ def test_weights_are_float64_whatever_comes_in(name: str, dtype: torch.dtype) ->
 def test_hard_matrices_give_finite_weights(name: str, m: int) -> None:
     for jacobian in hard_matrices(m).values():
         assert SOLVERS[name](gram(jacobian)).isfinite().all()
+
+
+@pytest.mark.parametrize("name", SOLVERS)
+@pytest.mark.parametrize("m", [7, 40])
+def test_a_gram_that_rounding_made_indefinite_is_no_trouble(name: str, m: int) -> None:
+    generator = torch.Generator().manual_seed(m)
+    jacobian = torch.randn(m, 2 * m, generator=generator)
+    jacobian[0] = -jacobian[-1] + 1e-6 * torch.randn(2 * m, generator=generator)
+    K = gram(jacobian)
+    K[0, -1] = K[-1, 0] = K[0, -1] * (1 + 1e-7)
+    assert torch.linalg.eigvalsh(K.double()).min() < 0
+    assert SOLVERS[name](K).isfinite().all()
 
 
 @pytest.mark.parametrize("name", SOLVERS)
