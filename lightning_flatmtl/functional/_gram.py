@@ -106,11 +106,12 @@ def semidefinite_unit_gram(gram: Tensor) -> UnitGram:
     try:
         np.linalg.cholesky(lifted)
     except np.linalg.LinAlgError:
-        return unit._replace(cosines=_semidefinite_part(unit.cosines))
+        return unit._replace(cosines=semidefinite_part(unit.cosines))
     return unit
 
 
-def _semidefinite_part(cosines: Array) -> Array:
+def semidefinite_part(cosines: Array) -> Array:
+    """The cosines without their negative eigenvalues, again with a unit diagonal."""
     values, vectors = np.linalg.eigh(cosines)
     factor = vectors * np.sqrt(np.maximum(values, 0.0))
     factor /= np.linalg.norm(factor, axis=1)[:, None]

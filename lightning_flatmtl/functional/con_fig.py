@@ -7,7 +7,7 @@ import math
 import numpy as np
 from torch import Tensor
 
-from lightning_flatmtl.functional._gram import rounding, semidefinite_unit_gram, to_tensor
+from lightning_flatmtl.functional._gram import rounding, to_tensor, unit_gram
 from lightning_flatmtl.functional.imtl import equal_projections
 
 
@@ -38,7 +38,7 @@ def config_weights(gram: Tensor) -> Tensor:
         >>> config_weights(torch.tensor([[1.0, 0.0], [0.0, 9.0]]))
         tensor([2.0000, 0.6667], dtype=torch.float64)
     """
-    unit = semidefinite_unit_gram(gram)
+    unit = unit_gram(gram)
     if len(unit.rows) == 0:
         return to_tensor(np.zeros(unit.size))
     y = equal_projections(unit.cosines)

@@ -9,8 +9,9 @@ from lightning_flatmtl.functional._gram import (
     EPS,
     Array,
     rounding,
-    semidefinite_unit_gram,
+    semidefinite_part,
     to_tensor,
+    unit_gram,
 )
 
 
@@ -50,7 +51,7 @@ def imtl_g_weights(gram: Tensor) -> Tensor:
         >>> imtl_g_weights(torch.tensor([[1.0, 0.0], [0.0, 9.0]]))
         tensor([0.7500, 0.2500], dtype=torch.float64)
     """
-    unit = semidefinite_unit_gram(gram)
+    unit = unit_gram(gram)
     if len(unit.rows) == 0:
         return to_tensor(np.full(unit.size, 1.0 / unit.size))
     y = equal_projections(unit.cosines)
@@ -66,8 +67,8 @@ def equal_projections(cosines: Array) -> Array:
     ones = np.ones(len(cosines))
     try:
         pivots = np.linalg.cholesky(cosines).diagonal() ** 2
-    except np.linalg.LinAlgError:
-        return _singular(cosines, ones)
+    except np.linalg.LinAlgError:  # rounding may have made a singular matrix indefinite
+        return _singular(semidefinite_part(cosines), ones)
     # A pivot beyond its rounding error: the rows are independent.
     if pivots.min() <= len(ones) * rounding(len(ones)):
         return _singular(cosines, ones)
