@@ -1,6 +1,6 @@
 """The two forms of a batch, read into one: for every task that it has, inputs and targets."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -43,7 +43,9 @@ def target_names(batch: Any) -> list[str] | None:
     """The names of the targets of a batch, ``None`` if it has another form."""
     if is_pair(batch):
         return list(batch[1])
-    return list(batch) if isinstance(batch, Mapping) else None
+    if isinstance(batch, Mapping) and all(v is None or _is_any_pair(v) for v in batch.values()):
+        return list(batch)
+    return None
 
 
 def is_pair(batch: Any) -> bool:
@@ -51,22 +53,35 @@ def is_pair(batch: Any) -> bool:
     return isinstance(batch, tuple | list) and len(batch) == 2 and isinstance(batch[1], Mapping)
 
 
-def batch_size(batch: Any) -> int | None:
-    """The length of the first tensor, ``None`` if there is none."""
+def batch_size(batch: Any, task: str | None = None) -> int:
+    """How many samples a batch, or one task's part of it, holds: the length of the first tensor.
+
+    It weighs a batch in the mean over an epoch; 1 where there is no tensor.
+    """
+    if task is not None and isinstance(batch, Mapping) and _is_any_pair(batch.get(task)):
+        batch = batch[task]
+    size = _first_length(batch)
+    return 1 if size is None else size
+
+
+def _first_length(batch: Any) -> int | None:
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 1
-    items = batch.values() if isinstance(batch, Mapping) else batch
-    if isinstance(items, str) or not hasattr(items, "__iter__"):
+    if isinstance(batch, str) or not isinstance(batch, Iterable):
         return None
-    return next((size for item in items if (size := batch_size(item)) is not None), None)
+    items = batch.values() if isinstance(batch, Mapping) else batch
+    return next((size for item in items if (size := _first_length(item)) is not None), None)
 
 
 def _is_split(batch: Any, tasks: Sequence[Task]) -> bool:
     if not isinstance(batch, Mapping):
         return False
     values = [batch[task.name] for task in tasks if task.name in batch]
-    pairs = [isinstance(v, tuple | list) and len(v) == 2 for v in values if v is not None]
-    return bool(values) and all(pairs)
+    return bool(values) and all(v is None or _is_any_pair(v) for v in values)
+
+
+def _is_any_pair(value: Any) -> bool:
+    return isinstance(value, tuple | list) and len(value) == 2
 
 
 def _describe(batch: Any) -> str:

@@ -2,8 +2,9 @@
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 
-__all__ = ["refuse_foreign_module", "refuse_second"]
+__all__ = ["refuse_foreign_module", "refuse_second", "refuse_unfit_callbacks"]
 
 
 def refuse_second(callback: Callback, kind: type[Callback], trainer: Trainer) -> None:
@@ -27,3 +28,19 @@ def refuse_foreign_module(callback: Callback, module: LightningModule) -> None:
             "Derive it from lightning_flatmtl.MultiTaskModule and override `losses`; taking over "
             "modules of other kinds is not supported by this version."
         )
+
+
+def refuse_unfit_callbacks(trainer: Trainer) -> None:
+    """Refuse callbacks of Lightning that do something else, silently, in manual optimization."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, StochasticWeightAveraging):
+            raise MisconfigurationException(
+                "StochasticWeightAveraging trains the averaged weights for another epoch in manual "
+                "optimization. Use lightning.pytorch.callbacks.WeightAveraging instead."
+            )
+        # Lightning shows this setting in the callback's state key only.
+        if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
+            raise MisconfigurationException(
+                "ModelCheckpoint(train_time_interval=...) saves nothing in manual optimization. "
+                "Use `every_n_train_steps` or `every_n_epochs` instead."
+            )

@@ -22,24 +22,31 @@ class EpochReports(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            _typed(pl_module).start_fit()
-
-    @override
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if stage != "fit":
+            return
         module = _typed(pl_module)
-        module.declare_partition()
         if trainer.world_size > 1 and module.has_method:
             raise MisconfigurationException(
                 "Expected one process with an aggregator or TaskSAM, got "
                 f"{trainer.world_size}. This version aggregates on one device only: use "
                 "Trainer(devices=1)."
             )
+        module.start_fit()
+
+    @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        _typed(pl_module).declare_partition()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            _typed(pl_module).end_fit()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _typed(pl_module)
-        module.watch.after_epoch(module.engine.partition)
+        if _whole_epoch(trainer):
+            module.watch.after_epoch(module.engine.partition, module)
         self._log_improvement(pl_module, "train")
 
     @override
@@ -51,9 +58,14 @@ class EpochReports(Callback):
         self._log_improvement(pl_module, "test")
 
     def _log_improvement(self, pl_module: LightningModule, stage: str) -> None:
-        value = _typed(pl_module).relative_improvement(stage)
-        if value is not None:
-            pl_module.log(f"{stage}/delta_m", value)
+        module = _typed(pl_module)
+        loaders = module.task_metrics.fed_loaders(stage)
+        for loader in loaders:
+            value = module.relative_improvement(stage, loader)
+            # The hook is that of all loaders; Lightning names them in the steps only.
+            suffix = f"/dataloader_idx_{loader}" if len(loaders) > 1 else ""
+            if value is not None:
+                module.log(f"{stage}/delta_m{suffix}", value, add_dataloader_idx=False)
 
     @override
     def on_save_checkpoint(
@@ -73,3 +85,9 @@ class EpochReports(Callback):
 
 def _typed(module: LightningModule) -> "MultiTaskModule":
     return cast("MultiTaskModule", module)
+
+
+def _whole_epoch(trainer: Trainer) -> bool:
+    """Whether the epoch that ends has gone through all of the training data."""
+    limit = trainer.limit_train_batches
+    return trainer.is_last_batch and isinstance(limit, float) and limit == 1.0

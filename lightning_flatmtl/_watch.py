@@ -3,13 +3,11 @@
 import difflib
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_flatmtl._batches import target_names
 from lightning_flatmtl.engine import Partition, Sharpness, StepResult
 
 __all__ = ["TrainingWatch"]
@@ -30,24 +28,31 @@ class TrainingWatch:
         self._dead_for = 0
         self._spare_told = False
 
-    def before_step(self, batch: Any) -> None:
-        """Refuse a task name that looks like a misspelt target of the first batch.
+    def before_step(self, targets: Sequence[str] | None) -> None:
+        """Refuse a first batch whose targets do not look like those of the tasks.
+
+        Args:
+            targets: The names of the batch's targets; ``None`` if they are not known.
 
         Raises:
-            MisconfigurationException: If there is such a task.
+            MisconfigurationException: If a task seems misspelt, or none is in the batch.
         """
-        known = None if self._begun else target_names(batch)
-        self._begun = True
-        if known is None:
+        if self._begun or targets is None:
             return
+        self._begun = True
+        others = [name for name in targets if name not in self._tasks]
         for task in self._tasks:
-            others = [key for key in known if key not in self._tasks]
             close = difflib.get_close_matches(task, others, n=1)
-            if task not in known and close:
+            if task not in targets and close:
                 raise MisconfigurationException(
-                    f"Task '{task}' is not in the batch, whose targets are {sorted(known)}. Did "
+                    f"Task '{task}' is not in the batch, whose targets are {sorted(targets)}. Did "
                     f"you mean '{close[0]}'? Give the task the name that the data uses."
                 )
+        if len(others) == len(targets) > 0:
+            raise MisconfigurationException(
+                f"Expected targets of the tasks {list(self._tasks)}, got a batch with those of "
+                f"{sorted(targets)} only. Give the tasks the names that the data uses."
+            )
 
     def after_step(
         self,
@@ -58,12 +63,11 @@ class TrainingWatch:
     ) -> None:
         """Look at gradients and parameters."""
         self._tell_dead(result, sharpness)
-        if not self._spare_told and partition.seen.issuperset(self._tasks):
-            self._spare_told = True
+        if self._tasks and partition.seen.issuperset(self._tasks):
             self._tell_spare(partition, module)
 
-    def after_epoch(self, partition: Partition) -> None:
-        """Refuse tasks that no batch of the epoch had.
+    def after_epoch(self, partition: Partition, module: nn.Module) -> None:
+        """Refuse tasks that no batch of a whole epoch had.
 
         Raises:
             MisconfigurationException: If there is such a task.
@@ -75,6 +79,7 @@ class TrainingWatch:
                 f"Expected every task in at least one batch of the epoch, got none with {names}. "
                 "Correct the name, put its targets into the batches, or remove the task."
             )
+        self._tell_spare(partition, module)
 
     def _tell_dead(self, result: StepResult, sharpness: Sharpness | None) -> None:
         self._dead_for = self._dead_for + 1 if result.dead else 0
@@ -94,8 +99,10 @@ class TrainingWatch:
             category=RuntimeWarning,
         )
 
-    @staticmethod
-    def _tell_spare(partition: Partition, module: nn.Module) -> None:
+    def _tell_spare(self, partition: Partition, module: nn.Module) -> None:
+        if self._spare_told:
+            return
+        self._spare_told = True
         spare = {
             id(p) for p in partition.unreached([p for p in module.parameters() if p.requires_grad])
         }

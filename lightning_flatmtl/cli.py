@@ -29,6 +29,8 @@ class FlatMTLCLI(LightningCLI):
             subclass_mode_model=True,
             subclass_mode_data=True,
             seed_everything_default=0,
+            # Without a logger's folder for every run, a test would stumble over the fit's file.
+            save_config_kwargs={"overwrite": True},
             args=args,
             run=run,
         )

@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from lightning_flatmtl._batches import batch_size, is_pair, per_task
+from lightning_flatmtl._batches import batch_size, is_pair, per_task, target_names
 from lightning_flatmtl._manual import ManualOptimization
 from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._reports import EpochReports
+from lightning_flatmtl._task_metrics import TaskMetrics, log_name
 from lightning_flatmtl._watch import TrainingWatch
 from lightning_flatmtl.aggregators import Aggregator
 from lightning_flatmtl.engine import (
@@ -32,7 +33,7 @@ from lightning_flatmtl.task import Task
 
 __all__ = ["MultiTaskModule"]
 
-_STAGES = ("train", "val", "test")
+_SCHEDULER_KEYS = ("interval", "frequency", "monitor", "strict", "name")
 
 
 class MultiTaskModule(LightningModule):
@@ -55,8 +56,17 @@ class MultiTaskModule(LightningModule):
     parameter that a single loss reaches belongs to that task's head. :meth:`shared_parameters` and
     :meth:`task_parameters` override the finding.
 
-    Logged: ``train/loss``, ``{stage}/{task}/loss``, ``{stage}/{task}/{metric}``, and
-    ``{stage}/delta_m`` when baselines are given.
+    Logged, ``stage`` being ``train``, ``val`` or ``test``: ``{stage}/loss``, the sum of the losses;
+    ``{stage}/{task}/loss``; ``{stage}/{task}/{metric}``, of the epoch; and ``{stage}/delta_m`` when
+    baselines are given. Several validation or test data loaders are measured one by one, their
+    names end in ``/dataloader_idx_0`` and so on, as always in Lightning.
+
+    It trains in manual optimization and does there what automatic optimization does, with three
+    differences. ``gradient_clip_val`` and ``accumulate_grad_batches`` are arguments of the module,
+    since the Trainer refuses its own. The module's ``on_before_optimizer_step`` sees the gradients
+    after clipping. With accumulation, loggers get a row for every batch, under the number of the
+    update that it belongs to. ``StochasticWeightAveraging``, ``GradientAccumulationScheduler`` and
+    ``ModelCheckpoint(train_time_interval=...)`` are not supported.
 
     Args:
         encoder: Maps inputs to features. A mapping with the names of tasks gives every task its
@@ -66,16 +76,21 @@ class MultiTaskModule(LightningModule):
         lr_scheduler: Maps the optimizer to a learning-rate scheduler.
         lr_scheduler_config: ``interval`` (``"epoch"`` or ``"step"``), ``frequency``, ``monitor``,
             ``strict``, ``name`` of the scheduler, as in ``configure_optimizers``.
-        gradient_clip_val: Bound of the gradient; here, since the Trainer refuses it in manual
-            optimization.
+        gradient_clip_val: Bound of the gradient, in ``[0, inf)``; ``None`` for no clipping.
         gradient_clip_algorithm: ``"norm"`` or ``"value"``.
-        accumulate_grad_batches: Batches per optimizer step; here for the same reason. Each batch's
-            task gradients are aggregated by themselves, and the directions averaged.
+        accumulate_grad_batches: Batches per optimizer step, at least 1. Each batch's task gradients
+            are aggregated by themselves, and the directions averaged.
         baselines: Single-task values by ``"task/metric"``, or the path of a YAML or JSON file with
             them; with them ``{stage}/delta_m`` is logged, the mean relative improvement in percent.
 
+        gradients: Where the task Jacobian is taken: at the shared ``"parameters"``, or at the
+            encoder's ``"features"``, with one backward pass of the trunk for all tasks (MGDA-UB,
+            LibMTL's ``rep_grad``): an approximation for non-linear aggregators, cheap for many
+            tasks, and not with TaskSAM.
+
     Raises:
-        ValueError: If tasks are missing or named twice, or the baselines do not fit the metrics.
+        ValueError: If tasks are missing or named twice, the baselines do not fit the metrics, or a
+            setting is out of its bounds.
 
     Example:
         >>> import torch
@@ -97,7 +112,7 @@ class MultiTaskModule(LightningModule):
     as writing to ``self.logger.experiment``, asks this first. ``self.log`` and metrics do."""
 
     last_step: StepResult | None
-    """What the latest training step found out: losses, Gram matrices."""
+    """Losses and Gram matrices of the latest training step; ``None`` before the first."""
 
     engine: MultiTaskStep
     """The engine of the present fit; ``engine.partition`` knows what is shared."""
@@ -116,6 +131,7 @@ class MultiTaskModule(LightningModule):
         gradient_clip_algorithm: str = "norm",
         accumulate_grad_batches: int = 1,
         baselines: dict[str, float] | str | None = None,
+        gradients: Literal["parameters", "features"] = "parameters",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -126,19 +142,26 @@ class MultiTaskModule(LightningModule):
         self.loss_modules = nn.ModuleDict(
             {t.name: t.loss for t in self.tasks if isinstance(t.loss, nn.Module)}
         )
-        for stage in _STAGES:
-            self.add_module(f"{stage}_metrics", nn.ModuleDict(self._metrics_of(stage)))
+        self.task_metrics = TaskMetrics(self.tasks)
         self.baselines = None if baselines is None else load_baselines(baselines)
-        self._directions = self._metric_directions()
         if self.baselines is not None:  # refuses baselines that do not fit the metrics
-            check_delta_m(self._directions, self.baselines, self._directions)
+            directions = self.task_metrics.directions
+            check_delta_m(directions, self.baselines, directions)
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
-        self._lr_scheduler_config = lr_scheduler_config or {}
+        self._lr_scheduler_config = _checked(lr_scheduler_config or {})
         self._manual = ManualOptimization(
             gradient_clip_val, gradient_clip_algorithm, accumulate_grad_batches
         )
-        self._stage = "val"
+        if gradients not in {"parameters", "features"}:
+            raise ValueError(f"`gradients` must be 'parameters' or 'features', got {gradients!r}.")
+        if gradients == "features" and self._overrides("losses"):
+            raise ValueError(
+                "`gradients='features'` needs a model of encoder and heads, got one that overrides "
+                "`losses`. Override `encode` and `task_loss` instead, or use 'parameters'."
+            )
+        self.gradients = gradients
+        self._loader = 0
         self.second_pass = False
         self.last_step = None
         self.start_fit()
@@ -147,7 +170,11 @@ class MultiTaskModule(LightningModule):
 
     def encode(self, batch: Any) -> Any:
         """Features of a batch ``(inputs, targets)``; by default ``encoder(inputs)``."""
-        assert self.encoder is not None
+        if self.encoder is None:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no encoder, and `losses` alone makes no predictions. "
+                "Override `forward` (or `predict_step`) to predict."
+            )
         return self.encoder(batch[0])
 
     def task_output(self, task: Task, features: Any) -> Any:
@@ -192,25 +219,28 @@ class MultiTaskModule(LightningModule):
         return {task.name: self.task_output(task, features) for task in self.tasks}
 
     def update_metrics(self, task: Task | str, predictions: Any, target: Any) -> None:
-        """Feed one task's metrics; nothing happens in the second pass."""
-        collections = self._collections(self._stage)
-        name = task if isinstance(task, str) else task.name
-        if self.second_pass or name not in collections:
+        """Feed one task's metrics of the running stage; nothing happens in the second pass."""
+        stage = self._stage
+        if stage is None or self.second_pass:
             return
-        collection = collections[name]
+        name = task if isinstance(task, str) else task.name
+        metrics = self.task_metrics.of_task(stage, self._loader, name)
+        if metrics is None:
+            return
         if isinstance(predictions, Tensor):
             predictions = predictions.detach()
-        collection.update(predictions, target)
-        if self._trainer is not None:
-            self.log_dict(collection, on_step=False, on_epoch=True)
+        metrics.update(predictions, target)
+        for full_name, metric in metrics.items(copy_state=False):
+            self.log(full_name, metric, on_step=False, on_epoch=True, metric_attribute=full_name)
 
     # How Lightning runs it.
 
     @override
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """One step of Algorithm 1 with the Trainer's aggregator and TaskSAM."""
-        self._stage = "train"
-        self.watch.before_step(batch)
+        self._loader = 0
+        if not (self._overrides("losses") or self._overrides("task_loss")):
+            self.watch.before_step(target_names(batch))
         sharpness = self._sharpness()
         result = self.engine(self, self._passes(batch, batch_idx), self._aggregator(), sharpness)
         self._manual.optimize(self, None if result is None else result.loss, batch_idx)
@@ -222,14 +252,14 @@ class MultiTaskModule(LightningModule):
         return {"loss": result.total, "losses": result.losses}
 
     @override
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Losses and metrics under ``val/``."""
-        self._evaluate("val", batch, batch_idx)
+        self._evaluate("val", batch, batch_idx, dataloader_idx)
 
     @override
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Losses and metrics under ``test/``."""
-        self._evaluate("test", batch, batch_idx)
+        self._evaluate("test", batch, batch_idx, dataloader_idx)
 
     @override
     def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Any]:
@@ -244,21 +274,34 @@ class MultiTaskModule(LightningModule):
         if self._lr_scheduler is None:
             return optimizer
         scheduler = self._lr_scheduler(optimizer)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, **self._lr_scheduler_config},
-        }
+        config = {"scheduler": scheduler, **self._lr_scheduler_config}
+        if hasattr(scheduler, "monitor"):  # LightningCLI's ReduceLROnPlateau brings its own
+            config.setdefault("monitor", scheduler.monitor)
+        return {"optimizer": optimizer, "lr_scheduler": config}
 
     @override
     def configure_callbacks(self) -> Sequence[Callback]:
         """What manual optimization leaves out; an override adds to the list of ``super()``."""
-        return [self._manual, EpochReports()]
+        if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
+            self._manual.refuse_trainer_settings(self._trainer, type(self).__name__)
+        # The reports log what a ReduceLROnPlateau may watch.
+        return [EpochReports(), self._manual]
 
     @override
     def log(self, name: str, *args: Any, **kwargs: Any) -> None:
         """Log a value, once a batch: nothing happens in the second pass."""
         if not self.second_pass:
             super().log(name, *args, **kwargs)
+
+    def losses_again(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """The losses of a batch at the parameters as they are now, for callbacks.
+
+        No gradients, and no trace in buffers, metrics, logs and random streams.
+        """
+        passes = self._passes(batch, batch_idx)
+        precision = self.trainer.precision_plugin
+        with torch.no_grad(), passes.repeating(), precision.forward_context():
+            return {task: loss.float() for task, loss in passes.clean().items()}
 
     @property
     def has_method(self) -> bool:
@@ -272,6 +315,10 @@ class MultiTaskModule(LightningModule):
         self.engine = MultiTaskStep()
         self.watch = TrainingWatch([task.name for task in self.tasks])
 
+    def end_fit(self) -> None:
+        """Give the memory of the steps back; what was found out stays."""
+        self.engine = MultiTaskStep(self.engine.partition)
+
     def declare_partition(self) -> None:
         """Begin with the parameters that the module declares; called once they all exist."""
         heads = {task.name: self.task_parameters(task) for task in self.tasks}
@@ -280,19 +327,22 @@ class MultiTaskModule(LightningModule):
             {t: params for t, params in heads.items() if params is not None},
         )
 
-    def relative_improvement(self, stage: str) -> float | None:
+    def relative_improvement(self, stage: str, loader: int = 0) -> float | None:
         """Delta_m of the epoch, ``None`` without baselines or while a metric has no value."""
-        if self.baselines is None:
+        values = None if self.baselines is None else self.task_metrics.values(stage, loader)
+        if self.baselines is None or values is None:
             return None
-        collections = self._collections(stage)
-        if not all(m.update_called for c in collections.values() for m in c.values()):
+        return delta_m(values, self.baselines, self.task_metrics.directions)
+
+    @property
+    def _stage(self) -> str | None:
+        """What the Trainer is at, in the words of the logged names; ``None`` without one."""
+        trainer = self._trainer
+        if trainer is None:
             return None
-        values = {
-            name.removeprefix(f"{stage}/"): value
-            for collection in collections.values()
-            for name, value in collection.compute().items()
-        }
-        return delta_m(values, self.baselines, self._directions)
+        if trainer.validating or trainer.sanity_checking:
+            return "val"
+        return "train" if trainer.training else "test" if trainer.testing else None
 
     def _passes(self, batch: Any, batch_idx: int) -> Passes:
         if self._overrides("losses"):
@@ -308,7 +358,8 @@ class MultiTaskModule(LightningModule):
             return self.task_loss(by_name[name], features, batch)
 
         named = {task.name: part for task, part in batches.items()}
-        return ComposedPasses(self.encode, task_loss, named, self, self._muted)
+        at_features = self.gradients == "features" and self.training
+        return ComposedPasses(self.encode, task_loss, named, self, self._muted, at_features)
 
     @contextmanager
     def _muted(self) -> Iterator[None]:
@@ -327,18 +378,18 @@ class MultiTaskModule(LightningModule):
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
         return next((c.sharpness for c in callbacks if isinstance(c, TaskSAM)), None)
 
-    def _evaluate(self, stage: str, batch: Any, batch_idx: int) -> None:
-        self._stage = stage
+    def _evaluate(self, stage: str, batch: Any, batch_idx: int, loader: int) -> None:
+        self._loader = loader
         losses = {t: loss.detach() for t, loss in self.losses(batch, batch_idx).items()}
         if losses:
             self._log_losses(stage, losses, batch)
 
     def _log_losses(self, stage: str, losses: Mapping[str, Tensor], batch: Any) -> None:
-        size = batch_size(batch)
-        total = torch.stack([loss.to(torch.float64) for loss in losses.values()]).sum()
-        self.log(log_name(stage, "loss"), total.float(), prog_bar=True, batch_size=size)
+        # A sum of half-precision losses may overflow where none of them does.
+        total = torch.stack([loss.to(_at_least_single(loss)) for loss in losses.values()]).sum()
+        self.log(log_name(stage, "loss"), total, prog_bar=True, batch_size=batch_size(batch))
         for task, loss in losses.items():
-            self.log(log_name(stage, task, "loss"), loss, batch_size=size)
+            self.log(log_name(stage, task, "loss"), loss, batch_size=batch_size(batch, task))
 
     def _overrides(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(MultiTaskModule, name)
@@ -368,27 +419,15 @@ class MultiTaskModule(LightningModule):
             if task.loss is None:
                 raise ValueError(f"Task '{task.name}' must have a loss, got None.")
 
-    def _metrics_of(self, stage: str) -> dict[str, nn.Module]:
-        return {
-            task.name: MetricCollection(
-                {name: metric.clone() for name, metric in task.metrics.items()},
-                prefix=log_name(stage, task.name, ""),
-            )
-            for task in self.tasks
-            if task.metrics
-        }
 
-    def _collections(self, stage: str) -> dict[str, MetricCollection]:
-        return dict(getattr(self, f"{stage}_metrics").items())
-
-    def _metric_directions(self) -> dict[str, bool]:
-        return {
-            f"{task.name}/{name}": metric.higher_is_better  # type: ignore[misc]
-            for task in self.tasks
-            for name, metric in task.metrics.items()
-        }
+def _at_least_single(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def log_name(stage: str, *parts: str) -> str:
-    """``{stage}/{task}/{name}``, the one form of all logged names."""
-    return "/".join((stage, *parts))
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    unknown = [key for key in config if key not in _SCHEDULER_KEYS]
+    if unknown:
+        raise ValueError(
+            f"`lr_scheduler_config` must have keys among {list(_SCHEDULER_KEYS)}, got {unknown}."
+        )
+    return dict(config)

@@ -106,6 +106,11 @@ def _by_name(metrics: Mapping[str, Metric] | MetricCollection | None) -> dict[st
             f"{type(metrics).__name__}."
         )
     found = dict(metrics.items())
+    if "loss" in found:
+        raise ValueError(
+            "A metric must not be named 'loss', which is what the task's loss is logged as; choose "
+            "another name."
+        )
     for name, metric in found.items():
         if not isinstance(metric, Metric):
             raise TypeError(f"Metric '{name}' must be a Metric, got {type(metric).__name__}.")

@@ -111,7 +111,7 @@ class Aggregator(Callback, ABC):
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor | None:
         """Weights ``[m]`` of the whole losses, heads included; ``None`` for all ones.
 
-        Called once a step, before :meth:`aggregate`.
+        Called once a step, before ``aggregate``.
         """
         return None
 

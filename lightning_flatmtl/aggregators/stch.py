@@ -64,8 +64,10 @@ class STCH(LossWeighting):
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         values = positive(self, tasks, losses)
-        if self._epoch <= self.warmup_epochs or any(task not in self._sums for task in tasks):
-            self._note(tasks, values)
+        # A task that appears later gets its reference from the first loss seen.
+        late = self._epoch > self.warmup_epochs
+        self._note([t for t in tasks if not late or t not in self._sums], tasks, values)
+        if not late:
             return 1.0 / values
         sums = [self._sums[task] for task in tasks]
         reference = torch.tensor([total / count for total, count in sums], dtype=torch.float64)
@@ -74,12 +76,13 @@ class STCH(LossWeighting):
         share = (powers * (values / reference).log() / self.mu).softmax(dim=0)
         return len(tasks) * powers * share / values
 
-    def _note(self, tasks: tuple[str, ...], values: Tensor) -> None:
+    def _note(self, wanted: list[str], tasks: tuple[str, ...], values: Tensor) -> None:
         if self._epoch < self.warmup_epochs:
             return
         for task, loss in zip(tasks, values.tolist(), strict=True):
-            total, count = self._sums.get(task, (0.0, 0.0))
-            self._sums[task] = [total + loss, count + 1]
+            if task in wanted:
+                total, count = self._sums.get(task, (0.0, 0.0))
+                self._sums[task] = [total + loss, count + 1]
 
     def end_epoch(self) -> None:
         """Close an epoch; a Trainer does this."""

@@ -37,7 +37,7 @@ class DeltaM(WrapperMetric):
     over all :math:`K` metrics of all tasks: multi-task values :math:`M` come from the wrapped
     metrics, single-task values :math:`S` are the baselines, :math:`l_k = 1` where lower is better
     (`arXiv:1904.08918 <https://arxiv.org/abs/1904.08918>`_). The mathematics is
-    :func:`lightning_flatmtl.functional.delta_m.delta_m`.
+    :func:`lightning_flatmtl.functional.delta_m`.
 
     A metric's full name is ``"task/metric"``. The values are those of the whole epoch and of all
     processes, because every wrapped metric keeps and synchronises its own state.

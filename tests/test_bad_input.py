@@ -1,0 +1,515 @@
+"""Bad input gets one sentence: what was expected, what came, what to do."""
+
+import functools
+import math
+import re
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torch.utils.data import DataLoader, TensorDataset
+from torchmetrics import MeanMetric, MeanSquaredError
+
+from lightning_flatmtl import ClassificationTask, MultiTaskModule, Task, TaskSAM
+from lightning_flatmtl.aggregators import (
+    IMTL,
+    MGDA,
+    CAGrad,
+    LinearScalarization,
+    PCGrad,
+)
+from lightning_flatmtl.engine import FlatMTLError, NonFiniteError
+from tests.helpers import Pairs, data, encoder, fit, module, tasks, trainer
+
+
+def says(kind: type[BaseException], *parts: str) -> Any:
+    """The error, its message holding all the parts in this order."""
+    return pytest.raises(kind, match="(?s)" + ".*".join(re.escape(part) for part in parts))
+
+
+# The company in the Trainer.
+
+
+def test_two_aggregators() -> None:
+    with says(MisconfigurationException, "at most one Aggregator", "got 2: CAGrad, MGDA", "Keep"):
+        fit(module(), [CAGrad(), MGDA()])
+
+
+def test_two_sams() -> None:
+    with says(MisconfigurationException, "at most one TaskSAM", "got 2", "Keep one"):
+        fit(module(), [TaskSAM(), TaskSAM(0.1)])
+
+
+@pytest.mark.parametrize("callback", [CAGrad(), LinearScalarization(), TaskSAM(), TaskSAM(0.0)])
+@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
+def test_a_foreign_module(callback: pl.Callback, verb: str) -> None:
+    name = type(callback).__name__
+    with says(
+        MisconfigurationException,
+        f"{name} expects a MultiTaskModule, got BoringModel",
+        "override `losses`",
+        "not supported by this version",
+    ):
+        getattr(trainer([callback]), verb)(BoringModel())
+
+
+def test_several_optimizers() -> None:
+    class Two(MultiTaskModule):
+        def configure_optimizers(self):
+            parts = self.encoder.parameters(), self.heads.parameters()
+            return [torch.optim.SGD(params, lr=0.1) for params in parts]
+
+    with says(MisconfigurationException, "Two expects one optimizer", "got 2", "parameter group"):
+        fit(module(kind=Two))
+
+
+def test_an_optimizer_that_asks_for_gradients_itself() -> None:
+    with says(MisconfigurationException, "one gradient a step", "got LBFGS", "Adam"):
+        fit(module(optimizer=torch.optim.LBFGS))
+
+
+def test_an_override_that_loses_callbacks() -> None:
+    class Own(MultiTaskModule):
+        def configure_callbacks(self):
+            return []
+
+    with says(MisconfigurationException, "callbacks of Own", "[*super().configure_callbacks()"):
+        fit(module(kind=Own))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("gradient_clip_val", 0.5), ("accumulate_grad_batches", 2)]
+)
+def test_settings_of_the_trainer(name: str, value: float) -> None:
+    """Lightning's own message sends the user to automatic optimization."""
+    with says(
+        MisconfigurationException,
+        f"MultiTaskModule expects `{name}` as an argument of its own",
+        f"got Trainer({name}={value})",
+        f"MultiTaskModule(..., {name}={value})",
+    ):
+        fit(module(), **{name: value})
+    trainer(**{name: value}).validate(module(), data(), verbose=False)  # means nothing there
+
+
+def test_callbacks_that_do_not_fit(tmp_path: Path) -> None:
+    with says(MisconfigurationException, "StochasticWeightAveraging", "WeightAveraging instead"):
+        fit(module(), [StochasticWeightAveraging(0.1)])
+    by_time = ModelCheckpoint(tmp_path, train_time_interval=timedelta(minutes=1))
+    with says(MisconfigurationException, "train_time_interval", "nothing", "every_n_train_steps"):
+        fit(module(), [by_time], enable_checkpointing=True)
+
+
+@pytest.mark.parametrize("callback", [CAGrad(), TaskSAM()])
+def test_several_processes(monkeypatch: pytest.MonkeyPatch, callback: pl.Callback) -> None:
+    monkeypatch.setattr(pl.Trainer, "world_size", 2)
+    with says(MisconfigurationException, "one process", "got 2", "Trainer(devices=1)"):
+        fit(module(), [callback])
+
+
+@pytest.mark.ddp
+def test_two_devices() -> None:
+    with says(ProcessRaisedException, "MisconfigurationException", "Trainer(devices=1)"):
+        fit(module(), [CAGrad()], strategy="ddp_fork", devices=2)
+
+
+# The module.
+
+
+def test_no_tasks() -> None:
+    for none in ([], None):
+        with says(ValueError, "`tasks` must hold at least one Task, got none", "override `losses`"):
+            MultiTaskModule(encoder(), none)
+
+
+def test_two_tasks_of_one_name() -> None:
+    with says(ValueError, "`tasks` must have different names", "['a']"):
+        MultiTaskModule(encoder(), [*tasks(), *tasks()[:1]])
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "a.b", "a b", 3, None])
+def test_names_of_tasks(name: Any) -> None:
+    with says(ValueError, "`name` must be a non-empty string", f"got {name!r}"):
+        Task(name)
+
+
+@pytest.mark.parametrize("name", ["keys", "training", "type", "forward"])
+def test_names_that_torch_needs(name: str) -> None:
+    with says(ValueError, "attribute of torch's ModuleDict", repr(name), f"'{name}_task'"):
+        Task(name)
+
+
+def test_arguments_of_a_task() -> None:
+    with says(TypeError, "`head` must be an nn.Module, got function"):
+        Task("a", head=lambda x: x)
+    with says(TypeError, "`loss` must be callable, got str"):
+        Task("a", loss="mse")
+    with says(TypeError, "`metrics` must be a mapping", "got list"):
+        Task("a", metrics=[MeanSquaredError()])
+    with says(TypeError, "Metric 'mse' must be a Metric, got MSELoss"):
+        Task("a", metrics={"mse": nn.MSELoss()})
+    with says(ValueError, "'loss'", "the task's loss"):
+        Task("a", metrics={"loss": MeanSquaredError()})
+
+
+def test_parts_of_a_module() -> None:
+    with says(TypeError, "`tasks` must be Task objects, got str"):
+        MultiTaskModule(encoder(), ["a"])
+    with says(ValueError, "`encoder` must be a module, got None", "override `encode`"):
+        MultiTaskModule(None, tasks())
+    with says(ValueError, "Task 'a' must have a head"):
+        MultiTaskModule(encoder(), [Task("a", loss=nn.MSELoss())])
+    with says(ValueError, "Task 'a' must have a loss"):
+        MultiTaskModule(encoder(), [Task("a", head=nn.Linear(5, 1))])
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "expected"),
+    [
+        ("gradient_clip_val", -1.0, "[0, inf)"),
+        ("gradient_clip_val", math.nan, "[0, inf)"),
+        ("gradient_clip_val", math.inf, "[0, inf)"),
+        ("gradient_clip_algorithm", "l1", "'norm' or 'value'"),
+        ("accumulate_grad_batches", 0, "integer >= 1"),
+        ("accumulate_grad_batches", 1.5, "integer >= 1"),
+        ("lr_scheduler_config", {"frequncy": 2}, "'frequency'"),
+    ],
+)
+def test_settings_of_the_module(argument: str, value: Any, expected: str) -> None:
+    with says(ValueError, f"`{argument}` must", expected, "got"):
+        module(**{argument: value})
+
+
+# Radii, constants, matrices.
+
+
+@pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, -math.inf, None, "0.1", True])
+@pytest.mark.parametrize("argument", ["rho", "rho_shared", "rho_heads"])
+def test_radii(argument: str, value: Any) -> None:
+    if value is None and argument != "rho":
+        pytest.skip("the default")
+    with says(ValueError, f"`{argument}` must be in [0, inf), got {value!r}"):
+        TaskSAM(**{argument: value})
+
+
+def test_choices_of_sam() -> None:
+    with says(ValueError, "`point` must be 'separate' or 'joint', got 'both'"):
+        TaskSAM(point="both")
+    with says(ValueError, "`aggregate` must be 'split' or 'direct', got 'sum'"):
+        TaskSAM(aggregate="sum")
+
+
+@pytest.mark.parametrize(
+    ("make", "argument", "value"),
+    [
+        (CAGrad, "c", -1.0),
+        (CAGrad, "c", math.nan),
+        (MGDA, "normalization", "l1"),
+        (PCGrad, "reduction", "max"),
+        (PCGrad, "seed", -1),
+        (PCGrad, "seed", 0.5),
+        (IMTL, "lr", 0.0),
+        (IMTL, "lr", math.nan),
+        (LinearScalarization, "weights", [1.0, -1.0]),
+        (LinearScalarization, "weights", {"a": math.nan}),
+    ],
+)
+def test_arguments_of_aggregators(make: type, argument: str, value: Any) -> None:
+    shown = next(iter(value.values())) if isinstance(value, dict) else value
+    shown = shown[-1] if isinstance(shown, list) else shown
+    with says(ValueError, f"`{argument}` must be", f"got {shown!r}"):
+        make(**{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("matrix", "got"),
+    [
+        (torch.zeros(3), "got [3]"),
+        (torch.zeros(2, 2, 2), "got [2, 2, 2]"),
+        (torch.zeros(0, 3), "got [0, 3]"),
+        ([[1.0, 2.0]], "got list"),
+        (torch.zeros(2, 3, dtype=torch.int64), "got torch.int64"),
+    ],
+)
+def test_matrices(matrix: Any, got: str) -> None:
+    with says(ValueError, "`jacobian` must be", got):
+        CAGrad()(matrix)
+
+
+def test_rows_that_are_not_finite() -> None:
+    matrix = torch.tensor([[1.0, 2.0], [math.nan, 0.0]])
+    with says(NonFiniteError, "gradient of task 'depth' must be finite"):
+        MGDA()(matrix, tasks=["seg", "depth"])
+    assert issubclass(NonFiniteError, FlatMTLError)
+
+
+def test_losses_beside_a_matrix() -> None:
+    with says(ValueError, "`losses` must have shape [2], got [3]"):
+        MGDA("loss")(torch.eye(2), losses=[1.0, 2.0, 3.0])
+    with says(ValueError, "needs the losses", "`losses=`"):
+        MGDA("loss")(torch.eye(2))
+    with says(ValueError, "`tasks` must name 2 rows, got 1"):
+        MGDA()(torch.eye(2), tasks=["a"])
+
+
+def test_weights_that_do_not_fit_the_tasks() -> None:
+    with says(ValueError, "`weights` must have an entry for every task", "['b']", "['a', 'c']"):
+        fit(module(), [LinearScalarization({"a": 1.0, "c": 1.0})])
+    with says(ValueError, "`weights` must have 2 entries", "['a', 'b']", "got 3"):
+        fit(module(), [LinearScalarization([1.0, 1.0, 1.0])])
+
+
+# Baselines.
+
+
+def measured(**kwargs: Any) -> MultiTaskModule:
+    made = [
+        ClassificationTask("left", 5, 3),
+        Task("b", nn.Linear(5, 2), nn.MSELoss(), {"mse": MeanSquaredError()}),
+    ]
+    return MultiTaskModule(encoder(), made, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("baselines", "parts"),
+    [
+        ({"left/accuracy": 0.9}, ["'b/mse' has no baseline", "'left/accuracy'"]),
+        (
+            {"left/accuracy": 0.9, "b/mse": 1.0, "b/mae": 1.0},
+            ["do not exist", "'b/mae'", "'left/accuracy', 'b/mse'"],
+        ),
+        ({"left/accuracy": 0.0, "b/mse": 1.0}, ["'left/accuracy'", "not zero", "got 0.0"]),
+        ({"left/accuracy": math.nan, "b/mse": 1.0}, ["'left/accuracy'", "finite", "got nan"]),
+        ({"left/accuracy": "high", "b/mse": 1.0}, ["'left/accuracy'", "number", "'high'"]),
+        ({}, ["has no baseline"]),
+    ],
+)
+def test_baselines(baselines: dict[str, Any], parts: list[str]) -> None:
+    with says(ValueError, *parts):
+        measured(baselines=baselines)
+
+
+def test_files_of_baselines(tmp_path: Path) -> None:
+    with says(FileNotFoundError, "no file of baselines", "nowhere.yaml"):
+        measured(baselines=str(tmp_path / "nowhere.yaml"))
+    (tmp_path / "list.yaml").write_text("- 1\n- 2\n")
+    with says(ValueError, "must hold a mapping", "got list"):
+        measured(baselines=str(tmp_path / "list.yaml"))
+
+
+def test_baselines_need_metrics_with_a_direction() -> None:
+    with says(ValueError, "at least one metric, got none"):
+        module(baselines={"a/accuracy": 0.9})
+    task = Task("a", nn.Linear(5, 1), nn.MSELoss(), {"mean": MeanMetric()})
+    with says(ValueError, "`higher_is_better`", "'a/mean'", "got None"):
+        MultiTaskModule(encoder(), [task], baselines={"a/mean": 1.0})
+
+
+# Batches.
+
+
+def named(*names: str, of: str = "ab") -> DataLoader:
+    """The data with its targets under other names."""
+    loader = data()
+    targets = loader.dataset.targets
+    renamed = {name: targets[task] for name, task in zip(names, of, strict=True)}
+    return DataLoader(Pairs(loader.dataset.inputs, renamed), batch_size=8)
+
+
+def test_a_misspelt_task() -> None:
+    model = MultiTaskModule(
+        encoder(),
+        [Task("depth", nn.Linear(5, 3), nn.CrossEntropyLoss()), *tasks()[1:]],
+        optimizer=functools.partial(torch.optim.SGD, lr=0.1),
+    ).double()
+    seen = []
+    model.encoder.register_forward_hook(lambda *_: seen.append(1))
+    with says(
+        MisconfigurationException,
+        "'depth' is not in the batch",
+        "['b', 'depths']",
+        "Did you mean 'depths'",
+    ):
+        fit(model, [CAGrad()], named("depths", "b"))
+    assert not seen  # before anything has run
+
+
+def test_no_known_task_in_the_first_batch() -> None:
+    with says(MisconfigurationException, "['a', 'b']", "['x', 'y'] only", "Give the tasks"):
+        fit(module(), [], named("x", "y"))
+
+
+def test_a_task_that_never_comes() -> None:
+    with says(MisconfigurationException, "every task", "got none with 'b'", "remove the task"):
+        fit(module(), [CAGrad()], named("a", of="a"))
+
+
+@pytest.mark.parametrize("limit", [{"fast_dev_run": True}, {"limit_train_batches": 2}])
+def test_a_task_may_be_absent_from_a_part_of_the_epoch(limit: dict[str, Any]) -> None:
+    fit(module(), [CAGrad()], named("a", of="a"), **limit)
+    with says(MisconfigurationException, "got none with 'b'"):
+        fit(module(), [CAGrad()], named("a", of="a"), limit_train_batches=1.0)
+
+
+def test_readers_of_their_own_batches_name_targets_as_they_like() -> None:
+    class Own(MultiTaskModule):
+        def losses(self, batch, batch_idx):
+            features = self.encoder(batch[0])
+            targets = {"a": batch[1]["as"], "b": batch[1]["bs"]}
+            return {t.name: t.loss(self.heads[t.name](features), targets[t]) for t in self.tasks}
+
+    fit(module(kind=Own), [CAGrad()], named("as", "bs"))
+
+
+@pytest.mark.parametrize(
+    ("loader", "got"),
+    [
+        (TensorDataset(torch.zeros(8, 1, 6, 6)), "a list of ['Tensor']"),
+        (TensorDataset(torch.zeros(8, 1, 6, 6), torch.zeros(8)), "['Tensor', 'Tensor']"),
+        ([{"image": torch.zeros(1, 6, 6), "label": 1}] * 8, "a mapping with the keys"),
+        (torch.zeros(8, 1, 6, 6), "got Tensor"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_batches_of_another_form(loader: Any, got: str, verb: str) -> None:
+    kind = (ValueError, MisconfigurationException)
+    with says(kind, "`(inputs, {task: target})`", "`{task: (inputs, target)}`", got, "override"):
+        getattr(trainer(), verb)(module(), DataLoader(loader, batch_size=4))
+
+
+# Losses and gradients.
+
+
+class Losses(MultiTaskModule):
+    """Bends the loss of task "b"."""
+
+    bend: Any = None
+
+    def task_loss(self, task, features, batch):
+        loss = super().task_loss(task, features, batch)
+        return type(self).bend(loss) if task == "b" else loss
+
+
+def bent(how: Any) -> Any:
+    return module(kind=type("Bent", (Losses,), {"bend": staticmethod(how)}))
+
+
+METHODS = [[], [CAGrad()], [TaskSAM()], [LinearScalarization()]]
+
+
+@pytest.mark.parametrize("callbacks", METHODS)
+def test_losses(callbacks: list[pl.Callback]) -> None:
+    with says(ValueError, "task 'b' must be a scalar tensor, got [3]", ".mean()"):
+        fit(bent(lambda loss: loss.repeat(3)), callbacks)
+    with says(ValueError, "task 'b' must be a scalar tensor, got float"):
+        fit(bent(lambda loss: loss.item()), callbacks)
+    with says(ValueError, "task 'b' must depend on a trainable parameter", "Unfreeze"):
+        fit(bent(lambda loss: loss.detach()), callbacks)
+    for value in (math.nan, math.inf):
+        with says(NonFiniteError, "loss of task 'b' must be finite", f"got {value}", "batch"):
+            fit(bent(lambda loss, value=value: loss * value), callbacks)
+
+
+@pytest.mark.parametrize("callbacks", [[CAGrad()], [TaskSAM()]])
+def test_gradients_that_are_not_finite(callbacks: list[pl.Callback]) -> None:
+    """The square root has an infinite slope at zero, its value is fine."""
+    with says(NonFiniteError, "gradient of task 'b' must be finite", "got nan"):
+        fit(bent(lambda loss: loss + (loss - loss).sqrt()), callbacks)
+
+
+def test_gradients_that_are_not_finite_at_the_perturbed_point() -> None:
+    class Explodes(MultiTaskModule):
+        def task_loss(self, task, features, batch):
+            loss = super().task_loss(task, features, batch)
+            return loss * math.nan if self.second_pass and task == "b" else loss
+
+    with says(NonFiniteError, "perturbed point of task 'b'", "rho"):
+        fit(module(kind=Explodes), [TaskSAM()])
+
+
+# What is said once, as a warning.
+
+
+class Spare(MultiTaskModule):
+    """Has layers that no loss reaches."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.spare = nn.Linear(2, 2)
+        self.frozen = nn.Linear(2, 2).requires_grad_(False)
+
+
+@pytest.mark.parametrize("callbacks", METHODS)
+def test_parameters_that_no_loss_reaches(callbacks: list[pl.Callback]) -> None:
+    with pytest.warns(UserWarning, match=r"got 2 that none reaches: 'spare.weight', 'spare.bias'"):
+        fit(module(kind=Spare), callbacks, max_epochs=2)
+
+
+def test_parameters_of_unnamed_tasks() -> None:
+    """Where `losses` names the tasks, all of the first epoch counts."""
+
+    class Anonymous(MultiTaskModule):
+        def __init__(self, spare: bool) -> None:
+            super().__init__(optimizer=functools.partial(torch.optim.SGD, lr=0.1))
+            self.trunk, self.a, self.b = nn.Linear(36, 5), nn.Linear(5, 2), nn.Linear(5, 2)
+            self.spare = nn.Linear(2, 2) if spare else None
+
+        def losses(self, batch, batch_idx):
+            out = self.b if batch_idx == 2 else self.a
+            features = self.trunk(batch[0].flatten(1))
+            return {f"task {batch_idx == 2}": (out(features) - batch[1]["b"]).square().mean()}
+
+    fit(Anonymous(spare=False).double(), [CAGrad()])
+    with pytest.warns(UserWarning, match="'spare.weight', 'spare.bias'"):
+        fit(Anonymous(spare=True).double(), [CAGrad()])
+
+
+def dead(**kwargs: Any) -> Any:
+    return bent_all(lambda loss: loss * 0.0, **kwargs)
+
+
+def bent_all(how: Any, **kwargs: Any) -> Any:
+    class All(MultiTaskModule):
+        def task_loss(self, task, features, batch):
+            return how(super().task_loss(task, features, batch))
+
+    return module(kind=All, **kwargs)
+
+
+def test_training_that_has_died() -> None:
+    advice = r"for 10 steps.*lower rho, which is 0.3 \(shared\) and 0.2 \(heads\), plain"
+    with pytest.warns(RuntimeWarning, match=advice) as caught:
+        fit(dead(), [CAGrad(), TaskSAM(0.3, rho_heads=0.2)], max_epochs=8)
+    assert [w.category for w in caught].count(RuntimeWarning) == 1
+    with pytest.warns(RuntimeWarning, match="exactly zero for 10 steps.*Lower the learning rate"):
+        fit(dead(), [CAGrad()], max_epochs=8)
+    fit(dead(), [CAGrad(), TaskSAM()], max_epochs=3)  # nine steps, and a warning is an error
+
+
+def test_a_plateau_scheduler_without_a_monitor() -> None:
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau
+    with says(MisconfigurationException, "ReduceLROnPlateau needs the name", "'monitor'"):
+        fit(module(lr_scheduler=plateau))
+
+
+def test_an_interval_that_does_not_exist() -> None:
+    steps = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=1)
+    with says(MisconfigurationException, "`interval`", "'step' or 'epoch'", "'batch'"):
+        fit(module(lr_scheduler=steps, lr_scheduler_config={"interval": "batch"}))
+
+
+def test_predicting_without_an_encoder() -> None:
+    class Own(MultiTaskModule):
+        def losses(self, batch, batch_idx):
+            return {}
+
+    with says(NotImplementedError, "Own", "`forward`", "`predict_step`"):
+        trainer().predict(Own(), data())

@@ -1,0 +1,266 @@
+"""The `flatmtl` command on the examples and on files of one's own."""
+
+import csv
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from lightning_flatmtl import MultiTaskModule, TaskSAM
+from lightning_flatmtl.aggregators import CAGrad
+from lightning_flatmtl.cli import FlatMTLCLI, main
+
+EXAMPLES = sorted((Path(__file__).parents[1] / "examples").rglob("*.yaml"))
+SMALL = ["--data.train_pairs=128", "--data.val_pairs=32", "--data.test_pairs=32"]
+QUIET = ["--trainer.enable_progress_bar=false"]
+
+CONFIG = """
+seed_everything: 1
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  enable_checkpointing: false
+  callbacks:
+    - class_path: CAGrad
+    - class_path: TaskSAM
+      init_args: {rho: 0.5, adaptive: true, point: joint}
+model:
+  class_path: MultiTaskModule
+  init_args:
+    encoder: {class_path: ConvEncoder, init_args: {widths: [4], features: 8}}
+    tasks:
+      - class_path: Task
+        init_args:
+          name: left
+          head: {class_path: torch.nn.Linear, init_args: {in_features: 8, out_features: 10}}
+          loss: {class_path: torch.nn.CrossEntropyLoss}
+          metrics:
+            accuracy: {class_path: MulticlassAccuracy, init_args: {num_classes: 10}}
+            f1: {class_path: MulticlassF1Score, init_args: {num_classes: 10}}
+      - class_path: ClassificationTask
+        init_args: {name: right, in_features: 8, num_classes: 10}
+    optimizer: {class_path: SGD, init_args: {lr: 0.4, momentum: 0.9}}
+    lr_scheduler: {class_path: StepLR, init_args: {step_size: 1, gamma: 0.5}}
+    lr_scheduler_config: {interval: step, frequency: 2}
+    gradient_clip_val: 1.0
+    baselines: baselines.yaml
+data:
+  class_path: MultiDigits
+  init_args: {train_pairs: 128, val_pairs: 32, test_pairs: 32, batch_size: 32}
+"""
+BASELINES = """
+left: {accuracy: 0.9, f1: 0.8}
+right/accuracy: 0.9
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands run in a folder of their own; Lightning calls jsonargparse by its older names."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["flatmtl"])
+    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    (tmp_path / "config.yml").write_text(CONFIG)
+    (tmp_path / "baselines.yaml").write_text(BASELINES)
+    return tmp_path
+
+
+def build(*args: str, config: str = "config.yml") -> FlatMTLCLI:
+    """Everything built, nothing run."""
+    return FlatMTLCLI([f"--config={config}", *args], run=False)
+
+
+def test_there_are_examples() -> None:
+    assert {path.stem for path in EXAMPLES} >= {"ls", "cagrad", "f_ls", "f_cagrad"}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples(path: Path) -> None:
+    main(["fit", f"--config={path}", "--trainer.fast_dev_run=true", *QUIET])
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_fit_validate_test_predict(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (path,) = (path for path in EXAMPLES if path.stem == "f_cagrad")
+    common = [f"--config={path}", *SMALL, *QUIET]
+    main(["fit", *common, "--trainer.max_epochs=2"])
+    (log,) = folder.rglob("metrics.csv")
+    with log.open() as file:
+        columns = set(next(csv.reader(file)))
+    assert columns >= {"train/left/accuracy", "val/loss", "val/right/loss", "val/right/accuracy"}
+    (checkpoint,) = folder.rglob("*.ckpt")
+    assert checkpoint.name == "best.ckpt"
+    for verb, stage in (("validate", "val"), ("test", "test")):
+        capsys.readouterr()
+        main([verb, *common, f"--ckpt_path={checkpoint}"])
+        assert f"{stage}/left/accuracy" in capsys.readouterr().out
+    main(["predict", *common, f"--ckpt_path={checkpoint}"])
+
+
+def test_short_names_and_callables() -> None:
+    cli = build()
+    model = cli.model
+    assert type(model) is MultiTaskModule
+    assert list(model.tasks[0].metrics) == ["accuracy", "f1"]
+    sam = next(c for c in cli.trainer.callbacks if isinstance(c, TaskSAM))
+    assert repr(sam.sharpness) == repr(TaskSAM(0.5, adaptive=True, point="joint").sharpness)
+    cli.trainer.fit(model, cli.datamodule)
+    (group,) = cli.trainer.optimizers[0].param_groups
+    assert cli.trainer.global_step == 8
+    assert group["momentum"] == 0.9
+    assert group["lr"] == pytest.approx(0.4 * 0.5**4)
+
+
+def test_baselines_from_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--config=config.yml", "--trainer.fast_dev_run=true"])
+    main(["test", "--config=config.yml"])
+    main(["test", "--config=config.yml"])  # the saved configuration is not in the way
+    assert "test/delta_m" in capsys.readouterr().out
+
+
+def printed(*args: str, capsys: pytest.CaptureFixture[str]) -> str:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", *args, "--print_config"])
+    assert stopped.value.code in {0, None}
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("path", [Path("config.yml"), *EXAMPLES[:1]], ids=lambda path: path.stem)
+def test_print_config_round_trip(
+    path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = printed(f"--config={path}", capsys=capsys)
+    (folder / "printed.yaml").write_text(first)
+    assert printed("--config=printed.yaml", capsys=capsys) == first
+    content = yaml.safe_load(first)
+    assert content["model"]["class_path"] == "lightning_flatmtl.MultiTaskModule"
+    main(["fit", "--config=printed.yaml", "--trainer.fast_dev_run=true", *QUIET])
+
+
+def test_appending_callbacks(folder: Path) -> None:
+    ls = next(path for path in EXAMPLES if path.stem == "single_left")
+    cli = build(
+        "--trainer.callbacks+=CAGrad",
+        "--trainer.callbacks.c=0.9",
+        "--trainer.callbacks+=TaskSAM",
+        "--trainer.callbacks.rho=0.3",
+        config=str(ls),
+    )
+    shown = [repr(c) for c in cli.trainer.callbacks if isinstance(c, CAGrad | TaskSAM)]
+    assert shown == [repr(CAGrad(c=0.9)), repr(TaskSAM(0.3))]
+    (folder / "more.yaml").write_text("trainer: {callbacks+: [{class_path: TaskSAM}]}")
+    both = FlatMTLCLI([f"--config={ls}", "--config=more.yaml"], run=False)
+    assert any(isinstance(c, TaskSAM) for c in both.trainer.callbacks)
+
+
+@pytest.mark.parametrize("name", ["CAGrad", "TaskSAM", "PCGrad", "IMTL", "MGDA"])
+def test_help_of_a_callback(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", f"--trainer.callbacks.help={name}"])
+    shown = " ".join(capsys.readouterr().out.split())
+    expected = {
+        "CAGrad": "Radius of the ball relative to the mean gradient, in ``[0, inf)``",
+        "TaskSAM": "Radius of both perturbations",
+        "PCGrad": "Seed of the private generator",
+        "IMTL": "Learning rate of the scales",
+        "MGDA": "normalization",
+    }
+    assert expected[name] in shown
+
+
+def test_help_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--model.help=MultiTaskModule"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for part in ("Single-task values by", "Batches per optimizer step", "Bound of the gradient"):
+        assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--model.rho=3"], "'rho' is not accepted"),
+        (["--trainer.callbacks+=CAGrd"], "CAGrd"),
+        (["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=big"], "big"),
+        (["--data.train_pair=3"], "train_pair"),
+        (["--nonsense=3"], "nonsense"),
+    ],
+)
+def test_wrong_arguments(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--config=config.yml", *args])
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=-1"],
+            "`rho` must be in [0, inf), got -1",
+        ),
+        (
+            ["--model.gradient_clip_val=-1"],
+            "`gradient_clip_val` must be in [0, inf), got -1",
+        ),
+        (
+            ["--model.baselines=nowhere.yaml"],
+            "There is no file of baselines at 'nowhere.yaml'",
+        ),
+    ],
+)
+def test_values_out_of_bounds(args: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        main(["fit", "--config=config.yml", *args])
+
+
+def test_settings_of_the_trainer() -> None:
+    with pytest.raises(MisconfigurationException, match="`gradient_clip_val` as an argument of"):
+        main(["fit", "--config=config.yml", "--trainer.gradient_clip_val=1.0"])
+
+
+@pytest.mark.filterwarnings("ignore:.*configure_optimizers` will be overridden")
+def test_lightnings_own_optimizer_arguments() -> None:
+    """They put a `configure_optimizers` on the instance; its monitor is kept as any other."""
+    cli = build(
+        "--optimizer=Adam",
+        "--optimizer.lr=0.01",
+        "--lr_scheduler=ReduceLROnPlateau",
+        "--lr_scheduler.monitor=val/loss",
+        "--lr_scheduler.patience=0",
+        "--lr_scheduler.threshold=0.9",
+        "--lr_scheduler.factor=0.5",
+    )
+    for _ in range(2):
+        cli.trainer.fit_loop.max_epochs += 1
+        cli.trainer.fit(cli.model, cli.datamodule)
+        assert isinstance(cli.trainer.optimizers[0], torch.optim.Adam)
+        assert cli.trainer.optimizers[0].param_groups[0]["lr"] < 0.01
+
+
+class Subclass(MultiTaskModule):
+    """A module of one's own, found by its path."""
+
+    def __init__(self, width: int = 4, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+
+
+def test_a_subclass_by_its_path(folder: Path) -> None:
+    content = yaml.safe_load(CONFIG)
+    content["model"]["class_path"] = "tests.test_cli.Subclass"
+    content["model"]["init_args"]["width"] = 7
+    (folder / "own.yml").write_text(yaml.safe_dump(content))
+    cli = build(config="own.yml")
+    assert isinstance(cli.model, Subclass)
+    assert cli.model.width == 7
+    assert [task.name for task in cli.model.tasks] == ["left", "right"]

@@ -1,0 +1,68 @@
+"""Everything public has its place in the documentation."""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import lightning_flatmtl
+from lightning_flatmtl import aggregators
+
+ROOT = "lightning_flatmtl"
+DOCS = Path(__file__).parent.parent / "docs"
+
+# `.. autoclass:: lightning_flatmtl.Task`, and what has no docstring to read: `.. py:data:: ...`.
+DIRECTIVE = re.compile(r"^\s*\.\. (?:auto\w+|py:\w+):: ([\w.]+)$", re.MULTILINE)
+
+BASES = {"Aggregator", "GramAggregator", "LossWeighting"}
+
+
+def documented() -> set[str]:
+    """Full names that a directive of an API page documents."""
+    pages = sorted((DOCS / "api").glob("*.md"))
+    return {name for page in pages for name in DIRECTIVE.findall(page.read_text("utf-8"))}
+
+
+def public_modules() -> Iterator[str]:
+    """The package and everything directly in it that does not begin with an underscore."""
+    yield ROOT
+    for module in pkgutil.iter_modules(lightning_flatmtl.__path__):
+        if not module.name.startswith("_"):
+            yield f"{ROOT}.{module.name}"
+
+
+@pytest.mark.parametrize("module", list(public_modules()))
+def test_every_public_name_is_documented(module: str) -> None:
+    names = importlib.import_module(module).__all__
+    root = set(lightning_flatmtl.__all__)
+    known = documented()
+    # What the package itself offers is documented there, wherever it is defined.
+    missing = [
+        name
+        for name in names
+        if f"{module}.{name}" not in known and not (name in root and f"{ROOT}.{name}" in known)
+    ]
+    assert not missing, f"add a directive for {missing} of {module} to a page of docs/api"
+
+
+def test_every_documented_name_exists() -> None:
+    for full in documented():
+        module, _, name = full.rpartition(".")
+        assert hasattr(importlib.import_module(module), name), full
+
+
+def test_every_page_is_reachable() -> None:
+    for index in (DOCS / "index.md", DOCS / "api" / "index.md"):
+        (toctree,) = re.findall(r"```{toctree}\n(.*?)```", index.read_text("utf-8"), re.DOTALL)
+        listed = {line for line in toctree.split() if not line.startswith(":")}
+        pages = {page.stem for page in index.parent.glob("*.md")} - {"index"}
+        assert pages <= listed, f"{index} does not list {sorted(pages - listed)}"
+
+
+def test_every_aggregator_has_a_row() -> None:
+    page = (DOCS / "callbacks.md").read_text("utf-8")
+    rows = set(re.findall(r"^\| {py:class}`~lightning_flatmtl\.aggregators\.(\w+)`", page, re.M))
+    assert rows == set(aggregators.__all__) - BASES
