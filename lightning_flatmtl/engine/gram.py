@@ -62,8 +62,8 @@ def squared_norms(rows: Tensor, scale: Tensor | None = None) -> Tensor:
     for start in range(0, rows.shape[1], step):
         block = rows[:, start : start + step].to(wide)
         if scale is not None:
-            block = block * scale[start : start + step].to(wide)
-        total += torch.linalg.vector_norm(block, dim=1).square()
+            block = block * scale[start : start + step]
+        total += block.square_().sum(dim=1) if block.dtype != rows.dtype else block.square().sum(1)
     return total
 
 

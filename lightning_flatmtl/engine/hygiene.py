@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["RandomTape", "frozen_buffers"]
+__all__ = ["BufferSnapshot", "RandomTape", "frozen_buffers"]
 
 _FLAGGED = {
     _BatchNorm.forward,
@@ -22,45 +22,71 @@ _FLAGGED = {
 """Forwards that leave their statistics alone when ``track_running_stats`` is off."""
 
 
-@contextmanager
-def frozen_buffers(module: nn.Module) -> Iterator[Callable[[], None]]:
-    """Run the block with batch statistics and leave every buffer of ``module`` as it was.
+class BufferSnapshot:
+    """The values of the buffers of a module, except those of batch normalisation.
 
-    Yields a function that puts the buffers back in mid-block, for a block of several passes each of
-    which is to start from the same state.
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._saved = [
+            (layer, name, buffer, buffer.detach().clone())
+            for layer in module.modules()
+            if not _is_flagged(layer)
+            for name, buffer in layer._buffers.items()
+            if buffer is not None
+        ]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """Give every buffer its value again, also one that was bound to a new tensor."""
+        for layer, name, buffer, value in self._saved:
+            buffer.copy_(value)
+            layer._buffers[name] = buffer
+
+
+@contextmanager
+def frozen_buffers(
+    module: nn.Module, start: BufferSnapshot | None = None
+) -> Iterator[Callable[[], None]]:
+    """Run the block with batch statistics and leave every buffer of ``module`` as it was.
 
     Batch normalisation in training mode has ``track_running_stats`` switched off for the block: it
     normalises by the batch as it does anyway, and neither its running statistics nor
     ``num_batches_tracked`` move. All other buffers (instance normalisation, spectral norm, moving
     averages, normalisation layers of your own) are copied and put back, also when they were bound
     to a new tensor. What was borrowed comes back after an exception too.
+
+    Yields a function that winds the buffers back to ``start``, for a block of several passes each
+    of which is to begin there: a layer that reads a buffer that it moves is then the same function.
+
+    Args:
+        module: The module.
+        start: The buffers before the clean pass; by default those before the block.
     """
-    flagged: list[_BatchNorm] = []
-    saved: list[tuple[nn.Module, str, Tensor, Tensor]] = []
-    for layer in module.modules():
-        if isinstance(layer, _BatchNorm) and type(layer).forward in _FLAGGED:
-            # In evaluation mode its statistics are inputs and nothing moves.
-            if layer.training and layer.track_running_stats:
-                flagged.append(layer)
-            continue
-        for name, buffer in layer._buffers.items():
-            if buffer is not None:
-                saved.append((layer, name, buffer, buffer.detach().clone()))
-
-    @torch.no_grad()
-    def put_back() -> None:
-        for owner, name, buffer, value in saved:
-            buffer.copy_(value)
-            owner._buffers[name] = buffer
-
+    flagged = [
+        layer
+        for layer in module.modules()
+        # In evaluation mode its statistics are inputs and nothing moves.
+        if isinstance(layer, _BatchNorm)
+        and _is_flagged(layer)
+        and layer.training
+        and layer.track_running_stats
+    ]
+    now = BufferSnapshot(module)
     try:
         for layer in flagged:
             layer.track_running_stats = False
-        yield put_back
+        yield (now if start is None else start).put_back
     finally:
         for layer in flagged:
             layer.track_running_stats = True
-        put_back()
+        now.put_back()
+
+
+def _is_flagged(layer: nn.Module) -> bool:
+    return isinstance(layer, _BatchNorm) and type(layer).forward in _FLAGGED
 
 
 class RandomTape:

@@ -105,13 +105,13 @@ class Layout:
             torch._foreach_copy_(self.params, self.views(saved))
 
     @torch.no_grad()
-    def add(self, row: Tensor, factor: float) -> None:
-        """Move the parameters by ``factor * row``, in place."""
+    def add(self, row: Tensor, factor: float, scale: Tensor | None = None) -> None:
+        """Move the parameters by ``factor * scale * row``, in place."""
         if not self.params or factor == 0.0:
             return
-        views = self.views(row)
-        if all(p.dtype == row.dtype for p in self.params):
+        views = [v.to(p.dtype) for v, p in zip(self.views(row), self.params, strict=True)]
+        if scale is None:
             torch._foreach_add_(self.params, views, alpha=factor)
-        else:
-            for p, view in zip(self.params, views, strict=True):
-                p.add_(view.to(p.dtype), alpha=factor)
+            return
+        scales = [v.to(p.dtype) for v, p in zip(self.views(scale), self.params, strict=True)]
+        torch._foreach_addcmul_(self.params, scales, views, factor)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_flatmtl.engine.hygiene import RandomTape, frozen_buffers
+from lightning_flatmtl.engine.hygiene import BufferSnapshot, RandomTape, frozen_buffers
 from lightning_flatmtl.engine.partition import reached_parameters
 
 __all__ = ["ComposedPasses", "Passes", "WholePasses"]
@@ -38,6 +38,7 @@ class Passes(ABC):
         self._module = module
         self._around = around
         self._tape = RandomTape(device)
+        self._start: BufferSnapshot | None = None
         self._put_back: Callable[[], None] | None = None
         self.features: list[Tensor] | None = None
         """The features with their graph, if the task Jacobian is to be taken there."""
@@ -54,10 +55,15 @@ class Passes(ABC):
         """The loss of ``task`` when only its ``head`` has moved since the clean pass."""
         return self.again(task)
 
+    def keep_start(self) -> None:
+        """Remember the buffers, before the clean pass, for passes that are to begin there."""
+        self._start = BufferSnapshot(self._module)
+
     @contextmanager
     def repeating(self) -> Iterator[None]:
         """Around the second passes: buffers and random streams afterwards are as before."""
-        with self._around(), self._tape.replaying(), frozen_buffers(self._module) as put_back:
+        frozen = frozen_buffers(self._module, self._start)
+        with self._around(), self._tape.replaying(), frozen as put_back:
             self._put_back = put_back
             yield
 
@@ -127,6 +133,7 @@ class ComposedPasses(Passes):
         self._task_loss = task_loss
         self._batches = batches
         self._features: dict[int, Any] = {}
+        self._versions: dict[int, list[int]] = {}
         self._trunk: set[Tensor] = set()
 
     def clean(self) -> dict[str, Tensor]:
@@ -137,6 +144,7 @@ class ComposedPasses(Passes):
             key = id(batch)
             if key not in graphed:
                 graphed[key] = self._record(key, partial(self._encode, batch))
+                self._versions[key] = _versions(graphed[key])
             loss = self._record(task, partial(self._task_loss, task, graphed[key], batch))
             if loss is not None:
                 losses[task] = loss
@@ -145,7 +153,7 @@ class ComposedPasses(Passes):
 
     def _keep(self, graphed: dict[int, Any]) -> None:
         for key, features in graphed.items():
-            tensors = [t for t in pytree.tree_leaves(features) if isinstance(t, Tensor)]
+            tensors = _tensors(features)
             self._trunk |= reached_parameters(tensors)
             self._features[key] = pytree.tree_map_only(Tensor, Tensor.detach, features)
         if not self._at_features or not graphed:
@@ -164,12 +172,27 @@ class ComposedPasses(Passes):
         return self._head(task, features)
 
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
-        """The head alone, on the clean features, unless these depend on ``head`` themselves."""
-        if not self._trunk.isdisjoint(head):
+        """The head alone on the clean features, as long as they are the clean features.
+
+        They are not if they depend on ``head`` themselves, or if a head has changed them in place.
+        """
+        key = id(self._batches[task])
+        features = self._features[key]
+        changed = self._versions[key] != _versions(features)
+        if changed or not self._trunk.isdisjoint(head):
             return self.again(task)
-        return self._head(task, self._features[id(self._batches[task])])
+        return self._head(task, features)
 
     def _head(self, task: str, features: Any) -> Tensor:
         loss = self._replay(task, lambda: self._task_loss(task, features, self._batches[task]))
         assert loss is not None, f"task '{task}' had a loss in the clean pass and has none now"
         return loss
+
+
+def _tensors(features: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(features) if isinstance(leaf, Tensor)]
+
+
+def _versions(features: Any) -> list[int]:
+    """How often each tensor has been changed in place; inference tensors do not count."""
+    return [t._version for t in _tensors(features) if not t.is_inference()]

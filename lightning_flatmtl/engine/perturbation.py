@@ -16,23 +16,21 @@ __all__ = ["moved", "sam_gradients"]
 
 @contextmanager
 def moved(
-    layout: Layout, saved: Tensor, row: Tensor, factor: float, scratch: Tensor | None = None
+    layout: Layout, saved: Tensor, row: Tensor, factor: float, scale: Tensor | None = None
 ) -> Iterator[None]:
     r"""Run the block at the perturbed parameters, then put the exact old values back.
 
-    The perturbation is ``factor * row``, or, given memory for it, ``factor * saved**2 * row``.
+    The perturbation is ``factor * scale * row``.
 
     Args:
         layout: The parameters to move.
         saved: Their present values.
         row: The gradient to move along.
         factor: The radius over the norm, see :func:`~lightning_flatmtl.engine.ascent_factor`.
-        scratch: Memory like ``row``; with it the perturbation is adaptive.
+        scale: The squared values if the perturbation is adaptive, else ``None`` for ones.
     """
     try:
-        if scratch is not None:
-            row = torch.mul(saved, row, out=scratch).mul_(saved)
-        layout.add(row, factor)
+        layout.add(row, factor, scale)
         # Autocast may hold copies of the weights from before the move.
         torch.clear_autocast_cache()
         yield
@@ -64,7 +62,8 @@ def sam_gradients(
     rows = blocks.rows("second") if sharpness.moves_shared else clean.shared
     heads = dict(clean.heads)
     saved = shared.save(blocks.vector("saved"))
-    scratch = blocks.vector("scratch") if sharpness.adaptive else None
+    adaptive = sharpness.adaptive
+    squares = torch.square(saved, out=blocks.vector("squares")) if adaptive else None
 
     def keep_shared(i: int, gradients: Sequence[Tensor | None]) -> None:
         if sharpness.aggregate == "split":
@@ -79,14 +78,15 @@ def sam_gradients(
             saved,
             clean.shared[i],
             ascent_factor(sharpness.rho_shared, measures.shared_squares[i]),
-            scratch,
+            squares,
         )
+        head_values = head.values()
         at_head = moved(
             head,
-            head.values(),
+            head_values,
             clean.heads[task],
             ascent_factor(sharpness.rho_heads, measures.head_squares[i]),
-            torch.empty_like(clean.heads[task]) if sharpness.adaptive else None,
+            head_values.square() if adaptive else None,
         )
         if sharpness.point == "joint":
             with at_shared, at_head:

@@ -102,13 +102,15 @@ class MultiTaskStep:
             NonFiniteError: If a loss or a task gradient is NaN or infinite.
         """
         aggregation = SumOfLosses() if aggregation is None else aggregation
+        if sharpness is not None and not sharpness.active:
+            sharpness = None
+        if sharpness is not None:
+            passes.keep_start()
         losses = passes.clean()
         if not losses:
             return None
         _check_graphs(losses)
         self.partition.observe(losses)
-        if sharpness is not None and not sharpness.active:
-            sharpness = None
         if sharpness is None and not aggregation.needs_gradients:
             return _weighted_sum(losses, aggregation)
 
