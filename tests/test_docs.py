@@ -3,10 +3,14 @@
 import importlib
 import pkgutil
 import re
+from collections import Counter
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import yaml
+from jsonargparse import ArgumentParser
 
 import lightning_flatmtl
 from lightning_flatmtl import aggregators
@@ -18,6 +22,13 @@ DOCS = Path(__file__).parent.parent / "docs"
 DIRECTIVE = re.compile(r"^\s*\.\. (?:auto\w+|py:\w+):: ([\w.]+)$", re.MULTILINE)
 
 BASES = {"Aggregator", "GramAggregator", "LossWeighting"}
+
+METHODS = sorted(page for page in (DOCS / "methods").glob("*.md") if page.stem != "index")
+
+# `**{py:class}`~lightning_flatmtl.aggregators.MGDA`** takes ...` opens a method's part of its page.
+INTRODUCED = re.compile(
+    r"^\*\*{py:class}`~lightning_flatmtl\.aggregators\.(\w+)`\*\*", re.MULTILINE
+)
 
 
 def documented() -> set[str]:
@@ -55,14 +66,40 @@ def test_every_documented_name_exists() -> None:
 
 
 def test_every_page_is_reachable() -> None:
-    for index in (DOCS / "index.md", DOCS / "api" / "index.md"):
+    for index in (DOCS / "index.md", DOCS / "api" / "index.md", DOCS / "methods" / "index.md"):
         (toctree,) = re.findall(r"```{toctree}\n(.*?)```", index.read_text("utf-8"), re.DOTALL)
         listed = {line for line in toctree.split() if not line.startswith(":")}
         pages = {page.stem for page in index.parent.glob("*.md")} - {"index"}
         assert pages <= listed, f"{index} does not list {sorted(pages - listed)}"
 
 
-def test_every_aggregator_has_a_row() -> None:
-    page = (DOCS / "callbacks.md").read_text("utf-8")
-    rows = set(re.findall(r"^\| {py:class}`~lightning_flatmtl\.aggregators\.(\w+)`", page, re.M))
-    assert rows == set(aggregators.__all__) - BASES
+def introduced(page: Path) -> list[str]:
+    return INTRODUCED.findall(page.read_text("utf-8"))
+
+
+def test_every_aggregator_has_one_page() -> None:
+    count = Counter(name for page in METHODS for name in introduced(page))
+    assert count == Counter(set(aggregators.__all__) - BASES)
+
+
+def test_every_aggregator_has_a_row_that_links_to_its_page() -> None:
+    page = (DOCS / "methods" / "index.md").read_text("utf-8")
+    rows = set(re.findall(r"^\| \[(\w+)\]\((\w+)\.md\) \|", page, re.MULTILINE))
+    assert rows == {(name, page.stem) for page in METHODS for name in introduced(page)}
+
+
+@pytest.mark.parametrize("page", METHODS, ids=lambda page: page.stem)
+def test_every_method_shows_a_matrix_and_a_line_of_yaml(page: Path) -> None:
+    text, names = page.read_text("utf-8"), introduced(page)
+    assert "```{doctest}\n" in text
+    (block,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    (callback,) = yaml.safe_load(block)
+    assert callback["class_path"] in names
+    if "TorchJD" in names and find_spec("torchjd") is None:
+        pytest.skip("TorchJD is not installed")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--callback", type=aggregators.Aggregator)
+    # Older versions of jsonargparse have the longer name only.
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    built = instantiate(parser.parse_object({"callback": callback})).callback
+    assert type(built).__name__ == callback["class_path"]

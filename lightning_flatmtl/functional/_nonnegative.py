@@ -16,7 +16,12 @@ _TINY = float(np.finfo(np.float64).tiny)  # makes 0 / 0 a 0
 
 
 def solve_nonnegative(
-    K: Array, q: Array, *, q_size: Array | None = None, start: Array | None = None
+    K: Array,
+    q: Array,
+    *,
+    q_size: Array | None = None,
+    start: Array | None = None,
+    definite: bool = False,
 ) -> Array:
     r"""Minimise :math:`\tfrac12 v^\top K v - q^\top v` over :math:`v \ge 0`.
 
@@ -34,13 +39,14 @@ def solve_nonnegative(
         q_size: Sizes ``[m]`` of the terms whose difference is ``q``, from which its rounding
             error follows. By default ``|q|``.
         start: A solution of a nearby problem; its support is the first guess.
+        definite: Whether ``K``, and then every block of it, is known to be safely definite.
 
     Returns:
         The minimiser ``[m]``. It is unique up to the kernel of ``K``.
     """
     size = np.abs(q) if q_size is None else q_size
     first = q > 0 if start is None else start > 0
-    solution = _block_pivoting(K, q, size, first)
+    solution = _block_pivoting(K, q, size, first, definite)
     if solution is None:
         solution = _active_set(K, q, size, np.zeros_like(q) if start is None else start)
     return solution
@@ -100,13 +106,13 @@ def _noise(K: Array, size: Array, v: Array) -> Array:
     return noise
 
 
-def _block_pivoting(K: Array, q: Array, size: Array, support: Mask) -> Array | None:
+def _block_pivoting(K: Array, q: Array, size: Array, support: Mask, definite: bool) -> Array | None:
     """Exchange all infeasible variables at once; None if that cannot be relied on."""
     fewest, patience = len(q) + 1, _BLOCK_PATIENCE
     while True:
         index = np.flatnonzero(support)
         block = K[index[:, None], index]
-        if not is_safely_definite(block):
+        if not (definite or is_safely_definite(block)):
             return None
         v = np.zeros_like(q)
         v[index] = np.linalg.solve(block, q[index])

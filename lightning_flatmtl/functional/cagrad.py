@@ -16,7 +16,7 @@ from lightning_flatmtl.functional._gram import (
     semidefinite_unit_gram,
     to_tensor,
 )
-from lightning_flatmtl.functional._nonnegative import solve_nonnegative
+from lightning_flatmtl.functional._nonnegative import is_safely_definite, solve_nonnegative
 from lightning_flatmtl.functional.min_norm import min_norm_point, vanishes
 
 _MAX_LEVELS = 200
@@ -96,6 +96,7 @@ class _Levels:
     def __init__(self, unit: UnitGram, along: Array, radius: float) -> None:
         self.unit, self.along, self.radius = unit, along, radius
         self.shares = unit.norms.min() / unit.norms
+        self.definite = is_safely_definite(unit.cosines)  # one check for all levels
 
     def solve(self) -> Array:
         """The correction whose length is the radius, or the one at level 0 if none is so long."""
@@ -144,7 +145,13 @@ class _Levels:
         """The shortest correction that reaches ``level`` for every row."""
         wanted = level * self.shares
         size = np.abs(wanted) + np.abs(self.along)
-        return solve_nonnegative(self.unit.cosines, wanted - self.along, q_size=size, start=start)
+        return solve_nonnegative(
+            self.unit.cosines,
+            wanted - self.along,
+            q_size=size,
+            start=start,
+            definite=self.definite,
+        )
 
     def squared_length(self, v: Array) -> float:
         """The squared length of ``v`` as a combination of the unit rows."""

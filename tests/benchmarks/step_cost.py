@@ -153,7 +153,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)")
     print(
-        "width batch  m         d  mode      needed   ratio: min median   max   extra memory / d: plain, needed"
+        "width batch  m         d  mode      needed   ratio: min median   max"
+        "   extra memory / d: over plain, over needed"
     )
     for width, batch in ((16, 64), (64, 8)):
         for adaptive in (False, True):
