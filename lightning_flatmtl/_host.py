@@ -3,8 +3,15 @@
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.plugins import MixedPrecision
 
-__all__ = ["refuse_foreign_module", "refuse_second", "refuse_unfit_callbacks"]
+__all__ = [
+    "refuse_foreign_module",
+    "refuse_second",
+    "refuse_unfit_callbacks",
+    "refuse_unfit_gradients",
+    "refuse_unfit_trainer",
+]
 
 
 def refuse_second(callback: Callback, kind: type[Callback], trainer: Trainer) -> None:
@@ -44,3 +51,32 @@ def refuse_unfit_callbacks(trainer: Trainer) -> None:
                 "ModelCheckpoint(train_time_interval=...) saves nothing in manual optimization. "
                 "Use `every_n_train_steps` or `every_n_epochs` instead."
             )
+
+
+def refuse_unfit_trainer(trainer: Trainer) -> None:
+    """Refuse where an aggregator or TaskSAM would not be exact in this version."""
+    if trainer.world_size > 1:
+        raise MisconfigurationException(
+            f"Expected one process with an aggregator or TaskSAM, got {trainer.world_size}. This "
+            "version aggregates on one device only: use Trainer(devices=1)."
+        )
+    precision = trainer.precision_plugin
+    if isinstance(precision, MixedPrecision) and precision.scaler is not None:
+        raise MisconfigurationException(
+            "Expected a precision without loss scaling with an aggregator or TaskSAM, got "
+            f"'{precision.precision}'. Use precision='bf16-mixed' or '32-true'."
+        )
+
+
+def refuse_unfit_gradients(trainer: Trainer, gradients: str) -> None:
+    """Refuse a task Jacobian at the features where TaskSAM needs one at the parameters."""
+    from lightning_flatmtl.sharpness import TaskSAM  # noqa: PLC0415
+
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    if gradients == "features" and any(
+        isinstance(c, TaskSAM) and c.sharpness.active for c in callbacks
+    ):
+        raise MisconfigurationException(
+            "TaskSAM perturbs parameters and needs MultiTaskModule(gradients='parameters'), got "
+            "'features'. Remove one of the two."
+        )

@@ -2,9 +2,10 @@
 
 from typing import TYPE_CHECKING, Any, cast
 
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
+
+from lightning_flatmtl._host import refuse_unfit_gradients, refuse_unfit_trainer
 
 if TYPE_CHECKING:
     from lightning_flatmtl.module import MultiTaskModule
@@ -25,12 +26,9 @@ class EpochReports(Callback):
         if stage != "fit":
             return
         module = _typed(pl_module)
-        if trainer.world_size > 1 and module.has_method:
-            raise MisconfigurationException(
-                "Expected one process with an aggregator or TaskSAM, got "
-                f"{trainer.world_size}. This version aggregates on one device only: use "
-                "Trainer(devices=1)."
-            )
+        if module.has_method:
+            refuse_unfit_trainer(trainer)
+            refuse_unfit_gradients(trainer, module.gradients)
         module.start_fit()
 
     @override

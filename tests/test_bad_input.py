@@ -12,6 +12,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -511,3 +512,23 @@ def test_predicting_without_an_encoder() -> None:
 
     with says(NotImplementedError, "Own", "`forward`", "`predict_step`"):
         trainer().predict(Own(), data())
+
+
+def test_loss_scaling_is_refused() -> None:
+    precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    with pytest.raises(MisconfigurationException, match="without loss scaling .* got '16-mixed'"):
+        fit(module(), [MGDA()], plugins=[precision])
+    fit(module().float(), [MGDA(), TaskSAM()], single_precision(), precision="bf16-mixed")
+
+
+def test_features_and_task_sam_are_refused_together() -> None:
+    with pytest.raises(MisconfigurationException, match="TaskSAM perturbs parameters and needs"):
+        fit(module(gradients="features"), [TaskSAM(0.1)])
+    with pytest.raises(ValueError, match="must be 'parameters' or 'features', got 'rows'"):
+        module(gradients="rows")
+
+
+def single_precision() -> DataLoader:
+    inputs = torch.randn(8, 1, 6, 6)
+    targets = {"a": torch.zeros(8, dtype=torch.int64), "b": torch.randn(8, 2)}
+    return DataLoader(Pairs(inputs, targets), batch_size=8)
