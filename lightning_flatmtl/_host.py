@@ -5,13 +5,20 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
 
+from lightning_flatmtl.engine import Sharpness
+
 __all__ = [
+    "Host",
     "refuse_foreign_module",
     "refuse_second",
     "refuse_unfit_callbacks",
     "refuse_unfit_gradients",
     "refuse_unfit_trainer",
 ]
+
+
+class Host:
+    """Marks the modules that run Algorithm 1 with the callbacks of their Trainer."""
 
 
 def refuse_second(callback: Callback, kind: type[Callback], trainer: Trainer) -> None:
@@ -27,9 +34,7 @@ def refuse_second(callback: Callback, kind: type[Callback], trainer: Trainer) ->
 
 def refuse_foreign_module(callback: Callback, module: LightningModule) -> None:
     """Refuse a module that this version cannot train."""
-    from lightning_flatmtl.module import MultiTaskModule  # noqa: PLC0415
-
-    if not isinstance(module, MultiTaskModule):
+    if not isinstance(module, Host):
         raise MisconfigurationException(
             f"{type(callback).__name__} expects a MultiTaskModule, got {type(module).__name__}. "
             "Derive it from lightning_flatmtl.MultiTaskModule and override `losses`; taking over "
@@ -68,14 +73,9 @@ def refuse_unfit_trainer(trainer: Trainer) -> None:
         )
 
 
-def refuse_unfit_gradients(trainer: Trainer, gradients: str) -> None:
+def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None) -> None:
     """Refuse a task Jacobian at the features where TaskSAM needs one at the parameters."""
-    from lightning_flatmtl.sharpness import TaskSAM  # noqa: PLC0415
-
-    callbacks = trainer.callbacks  # type: ignore[attr-defined]
-    if gradients == "features" and any(
-        isinstance(c, TaskSAM) and c.sharpness.active for c in callbacks
-    ):
+    if gradients == "features" and sharpness is not None and sharpness.active:
         raise MisconfigurationException(
             "TaskSAM perturbs parameters and needs MultiTaskModule(gradients='parameters'), got "
             "'features'. Remove one of the two."

@@ -28,7 +28,7 @@ class EpochReports(Callback):
         module = _typed(pl_module)
         if module.has_method:
             refuse_unfit_trainer(trainer)
-            refuse_unfit_gradients(trainer, module.gradients)
+            refuse_unfit_gradients(module.gradients, module.sharpness)
         module.start_fit()
 
     @override

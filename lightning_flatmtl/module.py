@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_flatmtl._batches import batch_size, is_pair, per_task, target_names
+from lightning_flatmtl._host import Host
 from lightning_flatmtl._manual import ManualOptimization
 from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._reports import EpochReports
@@ -36,7 +37,7 @@ __all__ = ["MultiTaskModule"]
 _SCHEDULER_KEYS = ("interval", "frequency", "monitor", "strict", "name")
 
 
-class MultiTaskModule(LightningModule):
+class MultiTaskModule(LightningModule, Host):
     r"""A network with several tasks; the callbacks of the Trainer say how it is trained.
 
     Without a callback it is trained on the plain sum of the losses. An
@@ -241,8 +242,8 @@ class MultiTaskModule(LightningModule):
         self._loader = 0
         if not (self._overrides("losses") or self._overrides("task_loss")):
             self.watch.before_step(target_names(batch))
-        sharpness = self._sharpness()
-        result = self.engine(self, self._passes(batch, batch_idx), self._aggregator(), sharpness)
+        sharpness = self.sharpness
+        result = self.engine(self, self._passes(batch, batch_idx), self.aggregator, sharpness)
         self._manual.optimize(self, None if result is None else result.loss, batch_idx)
         self.last_step = None if result is None else result.detached()
         if result is None:
@@ -306,7 +307,19 @@ class MultiTaskModule(LightningModule):
     @property
     def has_method(self) -> bool:
         """Whether an aggregator or a TaskSAM decides the step, or it is the plain sum."""
-        return self._aggregator() is not None or self._sharpness() is not None
+        return self.aggregator is not None or self.sharpness is not None
+
+    @property
+    def aggregator(self) -> Aggregator | None:
+        """The aggregator among the Trainer's callbacks."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, Aggregator)), None)
+
+    @property
+    def sharpness(self) -> Sharpness | None:
+        """The settings of the TaskSAM among the Trainer's callbacks."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((c.sharpness for c in callbacks if isinstance(c, TaskSAM)), None)
 
     # Inside.
 
@@ -369,14 +382,6 @@ class MultiTaskModule(LightningModule):
                 yield
         finally:
             self.second_pass = False
-
-    def _aggregator(self) -> Aggregator | None:
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, Aggregator)), None)
-
-    def _sharpness(self) -> Sharpness | None:
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((c.sharpness for c in callbacks if isinstance(c, TaskSAM)), None)
 
     def _evaluate(self, stage: str, batch: Any, batch_idx: int, loader: int) -> None:
         self._loader = loader

@@ -22,7 +22,8 @@ class FairGrad(GramAggregator):
     zero.
 
     The direction does not scale linearly: multiplying all gradients by s multiplies it by
-    :math:`s^{(\alpha - 1) / (\alpha + 1)}`. If all :math:`g_i = g`, it is
+    :math:`s^{(1 - \alpha) / (1 + \alpha)}`, so smaller gradients give a longer step if
+    :math:`\alpha > 1`. If all :math:`g_i = g`, it is
     :math:`(m \lVert g \rVert^2)^{-\alpha/(1+\alpha)}\, m\, g`.
 
     Args:

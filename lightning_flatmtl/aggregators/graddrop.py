@@ -1,20 +1,19 @@
 """Keeping one sign of the gradient in every coordinate."""
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_flatmtl.aggregators._base import Aggregator
-from lightning_flatmtl.aggregators._random import private_generator
+from lightning_flatmtl.aggregators._random import RandomAggregator
 from lightning_flatmtl.engine import TaskGradients
 
 __all__ = ["GradDrop"]
 
 
 @final
-class GradDrop(Aggregator):
+class GradDrop(RandomAggregator):
     r"""Gradient sign dropout (Chen et al., 2020).
 
     `arXiv:2010.06808 <https://arxiv.org/abs/2010.06808>`_: in every coordinate, with the purity
@@ -39,11 +38,10 @@ class GradDrop(Aggregator):
     """
 
     def __init__(self, leak: float = 0.0, seed: int = 0) -> None:
+        super().__init__(seed)
         if not 0 <= leak <= 1:
             raise ValueError(f"`leak` must be in [0, 1], got {leak}.")
         self.leak = leak
-        self.seed = seed
-        self._generator = private_generator(seed)
 
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
@@ -59,11 +57,3 @@ class GradDrop(Aggregator):
         seed = int(torch.randint(2**62, (), generator=self._generator))
         device = torch.Generator(device=rows.device).manual_seed(seed)
         return torch.rand(rows.shape[1], generator=device, device=rows.device, dtype=rows.dtype)
-
-    @override
-    def get_state(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state()}
-
-    @override
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"])

@@ -7,7 +7,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
-from lightning_flatmtl.aggregators._random import private_generator
+from lightning_flatmtl.aggregators._random import RandomAggregator
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.functional import gradvac_weights
 
@@ -17,7 +17,7 @@ Targets = dict[str, dict[str, float]]
 
 
 @final
-class GradVac(GramAggregator):
+class GradVac(RandomAggregator, GramAggregator):
     r"""Gradient vaccine (Wang et al., 2021, `arXiv:2010.05874 <https://arxiv.org/abs/2010.05874>`_).
 
     Like :class:`PCGrad`, but every :math:`g_i` meets the others, in random order, with a target
@@ -44,14 +44,13 @@ class GradVac(GramAggregator):
     def __init__(
         self, beta: float = 0.01, reduction: Literal["sum", "mean"] = "sum", seed: int = 0
     ) -> None:
+        super().__init__(seed)
         if not 0 <= beta <= 1:
             raise ValueError(f"`beta` must be in [0, 1], got {beta}.")
         if reduction not in {"sum", "mean"}:
             raise ValueError(f"`reduction` must be 'sum' or 'mean', got {reduction!r}.")
         self.beta = beta
         self.reduction = reduction
-        self.seed = seed
-        self._generator = private_generator(seed)
         self._targets: dict[str, Targets] = {}
         """By part, task and other task: the target cosine."""
 
@@ -74,9 +73,9 @@ class GradVac(GramAggregator):
     @override
     def get_state(self) -> dict[str, Any]:
         targets = {p: {i: dict(r) for i, r in t.items()} for p, t in self._targets.items()}
-        return {"generator": self._generator.get_state(), "targets": targets}
+        return {**super().get_state(), "targets": targets}
 
     @override
     def set_state(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"])
+        super().set_state(state)
         self._targets = {p: {i: dict(r) for i, r in t.items()} for p, t in state["targets"].items()}

@@ -20,8 +20,9 @@ class IMTLG(GramAggregator):
     Liu et al., 2021, `OpenReview <https://openreview.net/forum?id=IMPnRXEWpvr>`_.
 
     :math:`d = \sum_i w_i g_i` with :math:`\langle d, g_i / \lVert g_i \rVert \rangle` the same for
-    all i and :math:`\sum_i w_i = 1`; weights may be negative. A zero gradient has no direction and
-    is left out.
+    all i and :math:`\sum_i w_i = 1`; weights may be negative, and where the norms differ much the
+    scaling to the sum 1 may turn the direction round, so that every loss rises. A zero gradient has
+    no direction and is left out.
 
     If all :math:`g_i = g`, the direction is :math:`g`.
 

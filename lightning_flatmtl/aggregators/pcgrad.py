@@ -1,13 +1,13 @@
 """Projecting conflicting gradients."""
 
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
-from lightning_flatmtl.aggregators._random import private_generator
+from lightning_flatmtl.aggregators._random import RandomAggregator
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.functional import pcgrad_weights
 
@@ -15,7 +15,7 @@ __all__ = ["PCGrad"]
 
 
 @final
-class PCGrad(GramAggregator):
+class PCGrad(RandomAggregator, GramAggregator):
     r"""Gradient surgery (Yu et al., 2020, `arXiv:2001.06782 <https://arxiv.org/abs/2001.06782>`_).
 
     Every :math:`g_i` is projected, in random order, off each :math:`g_j` with which it conflicts
@@ -25,7 +25,7 @@ class PCGrad(GramAggregator):
     If all :math:`g_i = g`, the direction is :math:`m\,g` (sum) or :math:`g` (mean).
 
     Args:
-        reduction: ``"sum"`` as in the published code, or ``"mean"`` as in the paper's text.
+        reduction: ``"sum"`` as in the paper, or ``"mean"``, the sum divided by m.
         seed: Seed of the private generator of the orders, ``seed >= 0``.
 
     Raises:
@@ -38,22 +38,13 @@ class PCGrad(GramAggregator):
     """
 
     def __init__(self, reduction: Literal["sum", "mean"] = "sum", seed: int = 0) -> None:
+        super().__init__(seed)
         if reduction not in {"sum", "mean"}:
             raise ValueError(f"`reduction` must be 'sum' or 'mean', got {reduction!r}.")
         self.reduction = reduction
-        self.seed = seed
-        self._generator = private_generator(seed)
 
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         m = len(gram)
         order = torch.rand(m, m, generator=self._generator).argsort(dim=1)
         return pcgrad_weights(gram, order, reduction=self.reduction)
-
-    @override
-    def get_state(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state()}
-
-    @override
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"])

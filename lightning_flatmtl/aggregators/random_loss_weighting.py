@@ -1,19 +1,19 @@
 """Random weights of the losses."""
 
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import LossWeighting
-from lightning_flatmtl.aggregators._random import private_generator
+from lightning_flatmtl.aggregators._random import RandomAggregator
 
 __all__ = ["RandomLossWeighting"]
 
 
 @final
-class RandomLossWeighting(LossWeighting):
+class RandomLossWeighting(RandomAggregator, LossWeighting):
     r"""Random loss weighting (RLW; Lin et al., 2022).
 
     `arXiv:2111.10603 <https://arxiv.org/abs/2111.10603>`_: :math:`w = m\,\mathrm{softmax}(z)` with
@@ -34,19 +34,10 @@ class RandomLossWeighting(LossWeighting):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        self.seed = seed
-        self._generator = private_generator(seed)
+        super().__init__(seed)
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         m = len(tasks)
         z = torch.randn(m, generator=self._generator, dtype=torch.float64)
         return m * z.softmax(dim=0)
-
-    @override
-    def get_state(self) -> dict[str, Any]:
-        return {"generator": self._generator.get_state()}
-
-    @override
-    def set_state(self, state: dict[str, Any]) -> None:
-        self._generator.set_state(state["generator"])

@@ -44,6 +44,12 @@ class FeatureBlocks(Blocks):
         workspace: Workspace,
     ) -> None:
         super().__init__(params, partition, tasks, workspace)
+        if not features:
+            raise ValueError(
+                "With `gradients='features'` the features must depend on a trainable parameter, "
+                "got features without a graph. Unfreeze the encoder or use "
+                "`gradients='parameters'`."
+            )
         trunk = reached_parameters(features)
         behind = [p for p in self.shared.params if p not in trunk]
         if behind:

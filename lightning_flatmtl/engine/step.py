@@ -154,8 +154,9 @@ class MultiTaskStep:
         sharpness: Sharpness | None,
     ) -> Blocks:
         """The columns of the task Jacobian: the shared parameters, or the features."""
-        if passes.features is None:
-            return Blocks(trainable, self.partition, tasks, self._workspace)
+        blocks = Blocks(trainable, self.partition, tasks, self._workspace)
+        if passes.features is None or not blocks.shared.params:
+            return blocks
         if sharpness is not None:
             raise ValueError(
                 "TaskSAM perturbs parameters and needs `gradients='parameters'`, got 'features'. "

@@ -81,7 +81,7 @@ def unit_gram(gram: Tensor) -> UnitGram:
     """
     array = gram_array(gram)
     norms = np.sqrt(array.diagonal())
-    rows = np.flatnonzero(norms)
+    rows = norms.nonzero()[0]
     if len(rows) < len(norms):
         array, norms = array[rows[:, None], rows], norms[rows]
     # Two divisions: the product of two norms may overflow where the quotients do not.
@@ -90,7 +90,7 @@ def unit_gram(gram: Tensor) -> UnitGram:
     # Rounding may take the cosine of parallel rows past 1.
     np.minimum(cosines, 1.0, out=cosines)
     np.maximum(cosines, -1.0, out=cosines)
-    np.fill_diagonal(cosines, 1.0)
+    cosines.flat[:: len(cosines) + 1] = 1.0
     return UnitGram(len(gram), rows, norms, cosines)
 
 

@@ -100,6 +100,21 @@ def test_methods_per_coordinate_work_too() -> None:
     assert all(torch.isfinite(g).all() for g in gradients(Net(), GradDrop()).values())
 
 
+def test_one_task_is_plain_training() -> None:
+    net = Net()
+    single = passes(net, {"a": X})
+    MultiTaskStep()(net, single, CAGrad()).loss.backward()
+    expected = torch.autograd.grad(loss(net, "a", net.encoder(X)), net.encoder[0].weight)[0]
+    torch.testing.assert_close(net.encoder[0].weight.grad, expected)
+
+
+def test_a_frozen_encoder_is_refused() -> None:
+    net = Net(tied=True)
+    net.encoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="the features must depend on a trainable parameter"):
+        MultiTaskStep()(net, passes(net), CAGrad())
+
+
 def test_what_it_cannot_do_is_refused() -> None:
     net, tied = Net(), Net(tied=True)
     with pytest.raises(ValueError, match="TaskSAM perturbs parameters"):
