@@ -1,9 +1,12 @@
 """Which modules and which company our callbacks accept; asked before the first batch."""
 
+from typing import Any
+
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_flatmtl.engine import Sharpness
 
@@ -14,6 +17,7 @@ __all__ = [
     "refuse_unfit_callbacks",
     "refuse_unfit_gradients",
     "refuse_unfit_trainer",
+    "warn_of_lost_scale",
 ]
 
 
@@ -79,4 +83,18 @@ def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None) -> None:
         raise MisconfigurationException(
             "TaskSAM perturbs parameters and needs MultiTaskModule(gradients='parameters'), got "
             "'features'. Remove one of the two."
+        )
+
+
+def warn_of_lost_scale(aggregator: Any, sharpness: Sharpness | None) -> None:
+    """Warn where loss part and flat part would be added without regard to their sizes."""
+    if aggregator is None or sharpness is None or not sharpness.active:
+        return
+    if sharpness.aggregate == "split" and not aggregator.follows_scale:
+        name = type(aggregator).__name__
+        rank_zero_warn(
+            f"The direction of {name} does not scale with the gradients, so with TaskSAM the flat "
+            f"part counts as much as the loss part or more, however small rho is. Use "
+            f"{name}(normalize=True).",
+            category=UserWarning,
         )

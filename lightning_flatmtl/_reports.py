@@ -5,7 +5,11 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_flatmtl._host import refuse_unfit_gradients, refuse_unfit_trainer
+from lightning_flatmtl._host import (
+    refuse_unfit_gradients,
+    refuse_unfit_trainer,
+    warn_of_lost_scale,
+)
 
 if TYPE_CHECKING:
     from lightning_flatmtl.module import MultiTaskModule
@@ -29,6 +33,7 @@ class EpochReports(Callback):
         if module.has_method:
             refuse_unfit_trainer(trainer)
             refuse_unfit_gradients(module.gradients, module.sharpness)
+            warn_of_lost_scale(module.aggregator, module.sharpness)
         module.start_fit()
 
     @override

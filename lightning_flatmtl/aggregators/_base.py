@@ -37,6 +37,14 @@ class Aggregator(Callback, ABC):
         return True
 
     @property
+    def follows_scale(self) -> bool:
+        """Whether gradients that are s times as long give a direction s times as long.
+
+        If not, the directions of two matrices cannot be weighed against each other.
+        """
+        return True
+
+    @property
     @override
     def state_key(self) -> str:
         return f"lightning_flatmtl.{type(self).__qualname__}"

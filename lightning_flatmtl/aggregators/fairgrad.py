@@ -6,6 +6,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
+from lightning_flatmtl.aggregators._scale import without_scale
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.functional import fairgrad_weights
 
@@ -28,6 +29,10 @@ class FairGrad(GramAggregator):
 
     Args:
         alpha: Degree of fairness, in ``(0, inf)``.
+        normalize: Solve for :math:`K / \lVert K \rVert_F`, so that the direction scales with the
+            gradients. **Set it with** :class:`~lightning_flatmtl.TaskSAM`: without it the flat
+            part, the smaller of the two, gives the longer direction, and small networks did not
+            learn.
 
     Raises:
         ValueError: If ``alpha`` is out of its bounds.
@@ -38,11 +43,19 @@ class FairGrad(GramAggregator):
         tensor([1., 1.])
     """
 
-    def __init__(self, alpha: float = 2.0) -> None:
+    def __init__(self, alpha: float = 2.0, normalize: bool = False) -> None:
         if not 0 < alpha < float("inf"):
             raise ValueError(f"`alpha` must be in (0, inf), got {alpha}.")
         self.alpha = alpha
+        self.normalize = normalize
+
+    @property
+    @override
+    def follows_scale(self) -> bool:
+        return self.normalize
 
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
+        if self.normalize:
+            gram = without_scale(gram)
         return fairgrad_weights(gram, self.alpha)

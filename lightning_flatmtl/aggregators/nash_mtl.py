@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
 from lightning_flatmtl.aggregators._preference import Preference
+from lightning_flatmtl.aggregators._scale import without_scale
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.functional import nash_weights
 
@@ -31,6 +32,10 @@ class NashMTL(GramAggregator):
             flat part each.
         update_interval: Solve at every so many steps and keep the weights in between, at least 1.
             A step with a task that has no weight yet solves too.
+        normalize: Solve for :math:`K / \lVert K \rVert_F`, as the published code does, so that the
+            direction is :math:`\lVert K \rVert_F^{1/2}` times as long and scales with the
+            gradients. **Set it with** :class:`~lightning_flatmtl.TaskSAM`: without it the flat part
+            is as long as the loss part however small the radius, and small networks did not learn.
         preference: Bargaining power of each task, by name or in the order of the tasks, each in
             ``(0, inf)``: :math:`K a = p / a` with :math:`p` scaled to the mean 1. Equal by default.
 
@@ -47,6 +52,7 @@ class NashMTL(GramAggregator):
         self,
         max_norm: float | None = None,
         update_interval: int = 1,
+        normalize: bool = False,
         preference: dict[str, float] | list[float] | None = None,
     ) -> None:
         if max_norm is not None and not 0 < max_norm < math.inf:
@@ -55,12 +61,18 @@ class NashMTL(GramAggregator):
             raise ValueError(f"`update_interval` must be an integer >= 1, got {update_interval!r}.")
         self.max_norm = max_norm
         self.update_interval = update_interval
+        self.normalize = normalize
         self.preference = preference
         self._preference = Preference(preference, positive=True)
         self._kept: dict[str, dict[str, float]] = {}
         """By part and task: the weights of the last solve."""
         self._age: dict[str, int] = {}
         """By part: steps since then."""
+
+    @property
+    @override
+    def follows_scale(self) -> bool:
+        return self.normalize
 
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
@@ -77,6 +89,8 @@ class NashMTL(GramAggregator):
         if age < self.update_interval and all(task in kept for task in tasks):
             self._age[part] = age
             return torch.tensor([kept[task] for task in tasks], dtype=torch.float64)
+        if self.normalize:
+            gram = without_scale(gram)
         weights = nash_weights(gram, self._powers(tasks))
         if self.update_interval > 1:
             kept.update(zip(tasks, weights.tolist(), strict=True))

@@ -98,6 +98,12 @@ SPECS = {
     "AlignedMTL": Spec(a.AlignedMTL, traits("order_free homogeneous"), None, "AlignedMTL (min)"),
     "AlignedMTL-median": Spec(lambda: a.AlignedMTL("median"), traits("order_free homogeneous")),
     "AlignedMTL-rmse": Spec(lambda: a.AlignedMTL("rmse"), traits("order_free homogeneous")),
+    "NashMTL-normalized": Spec(
+        lambda: a.NashMTL(normalize=True), traits("order_free homogeneous descent")
+    ),
+    "FairGrad-normalized": Spec(
+        lambda: a.FairGrad(normalize=True), traits("order_free homogeneous descent")
+    ),
     "FairGrad": Spec(a.FairGrad, traits("order_free descent"), None, "FairGrad(alpha=2)"),
     "UPGrad": Spec(a.UPGrad, traits("order_free homogeneous descent"), lambda m: 1, "UPGrad"),
     "STCH": Spec(

@@ -15,6 +15,7 @@ from tests.helpers import Pairs, assert_identical, fit
 
 ALL = pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS.keys())
 TASKS = ("a", "b", "c")
+pytestmark = pytest.mark.filterwarnings("ignore:.*does not scale with the gradients")
 
 
 def loader() -> DataLoader:
@@ -72,13 +73,19 @@ def test_an_absent_task_disturbs_nothing(spec: Spec) -> None:
     assert any(not torch.equal(after[k], v) for k, v in before.items())
 
 
+@pytest.mark.parametrize("method", [a.NashMTL, a.FairGrad])
+def test_a_lost_scale_is_told(method: type) -> None:
+    with pytest.warns(UserWarning, match=rf"Use {method.__name__}\(normalize=True\)"):
+        fit(module(), [method(), TaskSAM(0.05)], loader())
+
+
 LEARNING = {
     "MGDA": a.MGDA,
     "PCGrad": a.PCGrad,
     "CAGrad": a.CAGrad,
     "IMTL": a.IMTL,
-    "NashMTL": lambda: a.NashMTL(max_norm=1.0),
-    "FairGrad": a.FairGrad,
+    "NashMTL": lambda: a.NashMTL(max_norm=1.0, normalize=True),
+    "FairGrad": lambda: a.FairGrad(normalize=True),
     "UPGrad": a.UPGrad,
     "GradDrop": a.GradDrop,
 }
