@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, final, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -27,6 +27,9 @@ class Aggregator(Callback, ABC):
     needs the inner products of the gradients only) or :class:`LossWeighting` (it needs the losses
     only). The base has checked shapes and values before any of them is called.
     """
+
+    _last: tuple[tuple[str, ...], Tensor | None] | None = None
+    """Tasks and loss weights of the last call for a loss part."""
 
     _tasks: tuple[str, ...] | None = None
     """The tasks of the module in training, in their order."""
@@ -84,13 +87,15 @@ class Aggregator(Callback, ABC):
             raise ValueError(f"`jacobian` must be of a floating type, got {jacobian.dtype}.")
         m = len(jacobian)
         names = tuple(str(i) for i in range(m)) if tasks is None else tuple(tasks)
-        if len(names) != m:
-            raise ValueError(f"`tasks` must name {m} rows, got {len(names)} names: {names}.")
+        if len(names) != m or len(set(names)) != m:
+            raise ValueError(
+                f"`tasks` must name {m} rows, got {len(set(names))} different names: {names}."
+            )
+        if part not in get_args(Part):
+            raise ValueError(f"`part` must be 'loss' or 'flat', got {part!r}.")
         values = None
         if losses is not None:
-            values = torch.as_tensor(losses).detach().to("cpu", torch.float64)
-            if values.shape != (m,):
-                raise ValueError(f"`losses` must have shape [{m}], got {list(values.shape)}.")
+            values = _checked_losses(losses, names)
         with torch.no_grad():
             gram = gram_matrix(jacobian).cpu()
             for name, square in zip(names, gram.diagonal().tolist(), strict=True):
@@ -99,7 +104,10 @@ class Aggregator(Callback, ABC):
                         f"The gradient of task '{name}' must be finite, got NaN or infinity in its "
                         "row."
                     )
-            weights = self.loss_weights(names, values)
+            # The flat part of a step has the weights of its loss part.
+            if part == "loss" or self._last is None or self._last[0] != names:
+                self._last = names, self.loss_weights(names, values)
+            weights = self._last[1]
             return self.aggregate(
                 TaskGradients(jacobian.detach(), gram, names, values, weights, part)
             )
@@ -165,6 +173,17 @@ class Aggregator(Callback, ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self._repr_arguments().items())
         return f"{type(self).__name__}({arguments})"
+
+
+def _checked_losses(losses: Tensor | Sequence[float], tasks: tuple[str, ...]) -> Tensor:
+    given = losses.detach() if isinstance(losses, Tensor) else losses
+    values = torch.as_tensor(given, dtype=torch.float64, device="cpu")
+    if values.shape != (len(tasks),):
+        raise ValueError(f"`losses` must have shape [{len(tasks)}], got {list(values.shape)}.")
+    for task, value in zip(tasks, values.tolist(), strict=True):
+        if not abs(value) < torch.inf:
+            raise NonFiniteError(f"The loss of task '{task}' must be finite, got {value}.")
+    return values
 
 
 class GramAggregator(Aggregator):

@@ -75,6 +75,7 @@ class LearnedScalars:
             moments = self._optimizers[task].state.get(scalar, {})
             state[task] = {
                 "value": scalar.item(),
+                "pending": list(self._pending.get(task, [])),
                 **{name: float(moment) for name, moment in moments.items()},
             }
         return state
@@ -87,6 +88,8 @@ class LearnedScalars:
         for task, entry in state.items():
             self._enter(task, entry["value"])
             scalar = self._scalars[task]
+            if entry["pending"]:
+                self._pending[task] = list(entry["pending"])
             if "step" in entry:
                 self._optimizers[task].state[scalar] = {
                     "step": torch.tensor(entry["step"], dtype=torch.float32),

@@ -18,8 +18,8 @@ class ConFIG(GramAggregator):
 
     `arXiv:2408.11104 <https://arxiv.org/abs/2408.11104>`_: the unit vector :math:`u` that has the
     same projection on all unit gradients, :math:`u \propto U^+ \mathbf 1`, as long as the sum of
-    the gradients' projections on it, :math:`d = (\sum_i \langle g_i, u \rangle)\, u`. It is the
-    direction of :class:`IMTLG` with another length. A gradient of zero is left out; where no vector
+    the gradients' projections on it, :math:`d = (\sum_i \langle g_i, u \rangle)\, u`. It lies on
+    the line of :class:`IMTLG`, with another length. A gradient of zero is left out; where no vector
     has equal, positive projections (opposed gradients), the pseudo-inverse gives the nearest, zero
     in the extreme.
 

@@ -67,7 +67,7 @@ class DBMTL(Aggregator):
             return weighted_rows(weights, gradients.jacobian)
         averages = torch.stack(self._move(gradients))
         norms = gram_matrix(averages).diagonal().sqrt().cpu()
-        return weighted_rows(_balance(norms), averages)
+        return weighted_rows(_balance(norms), averages).to(gradients.jacobian.dtype)
 
     def _move(self, gradients: TaskGradients) -> list[Tensor]:
         kept = self._averages.setdefault(gradients.part, {})
@@ -75,7 +75,7 @@ class DBMTL(Aggregator):
         for task, row, weight in zip(
             gradients.tasks, gradients.jacobian, gradients.loss_weights.tolist(), strict=True
         ):
-            scaled = row * weight
+            scaled = row.to(torch.promote_types(row.dtype, torch.float32)) * weight
             old = kept.get(task)
             # An average of another length belongs to other trainable parameters: begin anew.
             if old is not None and old.shape == scaled.shape:

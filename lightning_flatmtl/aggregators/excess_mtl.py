@@ -80,7 +80,7 @@ class ExcessMTL(Aggregator):
                 self._log_weights[task] = self._log_weights.get(task, 0.0) + step
 
     def _excess(self, task: str, row: Tensor) -> Tensor:
-        square = row.square()
+        square = row.to(torch.promote_types(row.dtype, torch.float32)).square()
         kept = self._squares.get(task)
         # Sums of another length belong to other trainable parameters: begin anew.
         if kept is not None and kept.shape == square.shape:

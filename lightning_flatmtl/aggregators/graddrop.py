@@ -46,14 +46,20 @@ class GradDrop(RandomAggregator):
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
         rows = gradients.jacobian
-        total, size = rows.sum(dim=0), rows.abs().sum(dim=0)
-        # The sums of the positive and of the negative entries; rounding may leave a wrong sign.
-        positive = ((size + total) / 2).clamp_(min=0)
-        negative = ((total - size) / 2).clamp_(max=0)
-        kept = torch.where(self._draw(rows) * size < positive, positive, negative)
-        return total.mul_(self.leak).add_(kept, alpha=1 - self.leak) if self.leak else kept
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        # Row by row, so that no second matrix is needed.
+        positive = torch.zeros(rows.shape[1], dtype=wide, device=rows.device)
+        negative = positive.clone()
+        for row in rows:
+            positive += row.clamp(min=0)
+            negative += row.clamp(max=0)
+        # P = positive / (positive - negative), without a division by zero.
+        keep_positive = self._draw(positive) * (positive - negative) < positive
+        kept = torch.where(keep_positive, positive, negative)
+        direction = torch.lerp(kept, positive + negative, self.leak) if self.leak else kept
+        return direction.to(rows.dtype)
 
-    def _draw(self, rows: Tensor) -> Tensor:
+    def _draw(self, like: Tensor) -> Tensor:
         seed = int(torch.randint(2**62, (), generator=self._generator))
-        device = torch.Generator(device=rows.device).manual_seed(seed)
-        return torch.rand(rows.shape[1], generator=device, device=rows.device, dtype=rows.dtype)
+        generator = torch.Generator(device=like.device).manual_seed(seed)
+        return torch.rand(len(like), generator=generator, device=like.device, dtype=like.dtype)

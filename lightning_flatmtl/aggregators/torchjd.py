@@ -59,4 +59,8 @@ class TorchJD(Aggregator):
     @override
     def set_state(self, state: dict[str, Any]) -> None:
         for part, theirs in self._of_part.items():
+            for name, value in state[part].items():
+                # Some make their buffers in the first call; what is not there cannot be loaded.
+                owner, _, buffer = name.rpartition(".")
+                theirs.get_submodule(owner)._buffers[buffer] = value.clone()
             theirs.load_state_dict(state[part])

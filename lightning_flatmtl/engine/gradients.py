@@ -83,7 +83,8 @@ def weighted_rows(weights: Tensor, jacobian: Tensor, onto: Tensor | None = None)
         onto: A vector ``[d]`` to add the result to, in place; a new one by default.
     """
     with torch.no_grad(), torch.autocast(jacobian.device.type, enabled=False):
-        weights = weights.to(jacobian.device, jacobian.dtype)
+        wide = torch.promote_types(jacobian.dtype, torch.float32)
+        weights = weights.to(jacobian.device, wide)
         if onto is None:
-            return torch.mv(jacobian.T, weights)
+            return torch.mv(jacobian.T.to(wide), weights).to(jacobian.dtype)
         return onto.addmv_(jacobian.T, weights)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 from torch import Tensor
 
-from lightning_flatmtl.functional._gram import rounding, to_tensor, unit_gram
-from lightning_flatmtl.functional.imtl import equal_projections
+from lightning_flatmtl.functional._gram import Array, rounding, to_tensor, unit_gram
+from lightning_flatmtl.functional.imtl import eigenpairs, solve_ones
 
 
 def config_weights(gram: Tensor) -> Tensor:
@@ -18,11 +18,12 @@ def config_weights(gram: Tensor) -> Tensor:
 
     .. math:: d = \Big(\sum_i \langle g_i, u \rangle\Big)\, u
 
-    Liu et al., 2024, `arXiv:2408.11104 <https://arxiv.org/abs/2408.11104>`_. The direction is that
-    of :func:`imtl_g_weights`, the length is not.
+    Liu et al., 2024, `arXiv:2408.11104 <https://arxiv.org/abs/2408.11104>`_. For independent rows
+    it lies on the line of :func:`imtl_g_weights`, with another length.
 
-    Degenerate inputs: zero rows are left out (weight 0). For linearly dependent rows :math:`u` is
-    the limit of the regularised problem; an exactly opposed pair gets the zero direction.
+    Degenerate inputs: zero rows are left out (weight 0). For linearly dependent rows the
+    pseudo-inverse gives the vector whose projections are nearest to equal; for an exactly opposed
+    pair alone, or wherever it is zero, the direction is zero.
 
     Args:
         gram: Gram matrix :math:`K = G G^\top` of the gradients, ``[m, m]``.
@@ -41,7 +42,7 @@ def config_weights(gram: Tensor) -> Tensor:
     unit = unit_gram(gram)
     if len(unit.rows) == 0:
         return to_tensor(np.zeros(unit.size))
-    y = equal_projections(unit.cosines)
+    y = _pseudo_inverse_of_ones(unit.cosines)
     projections = unit.cosines @ y
     square = float(y @ projections)
     # Below rounding error the vector is zero: no direction has equal projections.
@@ -50,3 +51,12 @@ def config_weights(gram: Tensor) -> Tensor:
     length = math.sqrt(square)
     total = float(unit.norms @ projections) / length
     return to_tensor(unit.weights(y * (total / length)))
+
+
+def _pseudo_inverse_of_ones(cosines: Array) -> Array:
+    y = solve_ones(cosines)
+    if y is not None:
+        return y
+    values, vectors, kernel = eigenpairs(cosines)
+    part: Array = vectors[:, ~kernel] @ (vectors[:, ~kernel].sum(axis=0) / values[~kernel])
+    return part

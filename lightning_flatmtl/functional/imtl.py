@@ -8,6 +8,7 @@ from torch import Tensor
 from lightning_flatmtl.functional._gram import (
     EPS,
     Array,
+    Mask,
     rounding,
     semidefinite_part,
     to_tensor,
@@ -64,27 +65,36 @@ def imtl_g_weights(gram: Tensor) -> Tensor:
 
 def equal_projections(cosines: Array) -> Array:
     """A positive multiple of the limit of ``(cosines + eps I)^-1 1`` for eps to 0."""
+    y = solve_ones(cosines)
+    if y is not None:
+        return y
+    values, vectors, kernel = eigenpairs(cosines)
+    parts = vectors.sum(axis=0)
+    # The kernel's share grows without bound as eps vanishes, so if there is one it is the limit.
+    # Eigenvectors of clustered eigenvalues keep only half the digits, hence the square root.
+    if np.linalg.norm(parts[kernel]) > EPS**0.5 * len(parts) ** 0.5:
+        limit: Array = vectors[:, kernel] @ parts[kernel]
+    else:
+        limit = vectors[:, ~kernel] @ (parts[~kernel] / values[~kernel])
+    return limit
+
+
+def solve_ones(cosines: Array) -> Array | None:
+    """The solution of ``cosines y = 1``; None if the rows depend on each other, to rounding."""
     ones = np.ones(len(cosines))
     try:
         pivots = np.linalg.cholesky(cosines).diagonal() ** 2
-    except np.linalg.LinAlgError:  # rounding may have made a singular matrix indefinite
-        return _singular(semidefinite_part(cosines), ones)
+    except np.linalg.LinAlgError:
+        return None
     # A pivot beyond its rounding error: the rows are independent.
     if pivots.min() <= len(ones) * rounding(len(ones)):
-        return _singular(cosines, ones)
+        return None
     y: Array = np.linalg.solve(cosines, ones).astype(np.float64, copy=False)
     return y
 
 
-def _singular(cosines: Array, ones: Array) -> Array:
-    """The limit where rows depend on each other, from the eigenvectors."""
-    values, vectors = np.linalg.eigh(cosines)
-    kernel = values <= rounding(len(ones)) * values[-1]
-    parts = vectors.T @ ones
-    # The kernel's share grows without bound as eps vanishes, so if there is one it is the limit.
-    # Eigenvectors of clustered eigenvalues keep only half the digits, hence the square root.
-    if np.linalg.norm(parts[kernel]) > EPS**0.5 * np.linalg.norm(ones):
-        y: Array = vectors[:, kernel] @ parts[kernel]
-    else:
-        y = vectors[:, ~kernel] @ (parts[~kernel] / values[~kernel])
-    return y
+def eigenpairs(cosines: Array) -> tuple[Array, Array, Mask]:
+    """Eigenvalues, eigenvectors, and which eigenvalues are zero to rounding."""
+    # Rounding may have made a singular matrix indefinite.
+    values, vectors = np.linalg.eigh(semidefinite_part(cosines))
+    return values, vectors, values <= rounding(len(values)) * values[-1]
