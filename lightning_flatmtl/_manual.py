@@ -63,6 +63,7 @@ class ManualOptimization(Callback):
         self._forget()
 
     def _forget(self) -> None:
+        self._has_run = False  # whether `optimize` was called in this fit
         self._pending = False  # gradients of the present group that no step has used yet
         self._unused_batch: int | None = None  # one that has begun and has not come to `optimize`
         self._plateaus_due: int | None = None  # batch after which plateau schedulers are to look
@@ -85,6 +86,7 @@ class ManualOptimization(Callback):
         optimizer = module.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         self._unused_batch = None
+        self._has_run = True
         # A group that was broken off, by the end of an epoch that was cut short, is forgotten.
         if not self._pending or batch_idx % self.accumulate_grad_batches == 0:
             self._zero_grad(trainer, module, optimizer, batch_idx)
@@ -216,6 +218,13 @@ class ManualOptimization(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if not self._has_run:
+            name = type(pl_module).__name__
+            raise MisconfigurationException(
+                f"Expected {name}.training_step to run the step of MultiTaskModule, got one that "
+                "returned without it, so nothing is trained. Override `losses`, or `encode` and "
+                "`task_loss`, instead, or call `super().training_step(batch, batch_idx)`."
+            )
         if self._closes_group(trainer, batch_idx):
             self._plateaus_due = batch_idx + 1
 

@@ -90,8 +90,8 @@ class TrainingWatch:
             kind = "adaptive" if sharpness.adaptive else "plain"
             advice = (
                 "Too large a radius does this: lower rho, which is "
-                f"{sharpness.rho_shared:g} (shared) and {sharpness.rho_heads:g} (heads), {kind}; "
-                "0.05 plain or 1 adaptive is a safe start."
+                f"{sharpness.rho_shared:g} (shared) and {sharpness.rho_heads:g} (heads), {kind}, "
+                "or the learning rate."
             )
         rank_zero_warn(
             f"Training has died: every task gradient was exactly zero for {_DEAD_STEPS} steps. "

@@ -137,6 +137,8 @@ class MultiTaskModule(LightningModule, Host):
         super().__init__()
         self.automatic_optimization = False
         self.encoder = encoder
+        if tasks is not None and not isinstance(tasks, list | tuple):
+            raise TypeError(f"`tasks` must be a list of Task objects, got {type(tasks).__name__}.")
         self.tasks = list(tasks or ())
         self._check_tasks()
         self.heads = nn.ModuleDict({t.name: t.head for t in self.tasks if t.head is not None})
@@ -148,6 +150,15 @@ class MultiTaskModule(LightningModule, Host):
         if self.baselines is not None:  # refuses baselines that do not fit the metrics
             directions = self.task_metrics.directions
             check_delta_m(directions, self.baselines, directions)
+        for name, given in (("optimizer", optimizer), ("lr_scheduler", lr_scheduler)):
+            if given is not None and not callable(given):
+                raise TypeError(
+                    f"`{name}` must be a function that makes one, such as `lambda params: "
+                    f"torch.optim.Adam(params, lr=1e-3)` for an optimizer, got "
+                    f"{type(given).__name__}."
+                )
+        if encoder is not None and not isinstance(encoder, nn.Module):
+            raise TypeError(f"`encoder` must be an nn.Module, got {encoder!r}.")
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_scheduler_config = _checked(lr_scheduler_config or {})
@@ -372,7 +383,10 @@ class MultiTaskModule(LightningModule, Host):
 
         named = {task.name: part for task, part in batches.items()}
         at_features = self.gradients == "features" and self.training
-        return ComposedPasses(self.encode, task_loss, named, self, self._muted, at_features)
+        several = len(self.tasks) > 1
+        return ComposedPasses(
+            self.encode, task_loss, named, self, self._muted, at_features, several
+        )
 
     @contextmanager
     def _muted(self) -> Iterator[None]:

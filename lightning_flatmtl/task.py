@@ -50,8 +50,9 @@ class Task:
             )
         if head is not None and not isinstance(head, nn.Module):
             raise TypeError(f"`head` must be an nn.Module, got {type(head).__name__}.")
-        if loss is not None and not callable(loss):
-            raise TypeError(f"`loss` must be callable, got {type(loss).__name__}.")
+        if loss is not None and (not callable(loss) or isinstance(loss, type)):
+            got = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
+            raise TypeError(f"`loss` must be callable, such as `nn.MSELoss()`, got {got}.")
         self.name = name
         self.head = head
         self.loss = loss

@@ -151,7 +151,7 @@ def test_names_that_torch_needs(name: str) -> None:
 def test_arguments_of_a_task() -> None:
     with says(TypeError, "`head` must be an nn.Module, got function"):
         Task("a", head=lambda x: x)
-    with says(TypeError, "`loss` must be callable, got str"):
+    with says(TypeError, "`loss` must be callable", "got str"):
         Task("a", loss="mse")
     with says(TypeError, "`metrics` must be a mapping", "got list"):
         Task("a", metrics=[MeanSquaredError()])
@@ -532,3 +532,32 @@ def single_precision() -> DataLoader:
     inputs = torch.randn(8, 1, 6, 6)
     targets = {"a": torch.zeros(8, dtype=torch.int64), "b": torch.randn(8, 2)}
     return DataLoader(Pairs(inputs, targets), batch_size=8)
+
+
+def test_classes_and_instances_in_the_place_of_makers() -> None:
+    with says(TypeError, "`loss` must be callable", "nn.MSELoss()", "got the class MSELoss"):
+        Task("a", nn.Linear(2, 2), nn.MSELoss)
+    with says(TypeError, "`optimizer` must be a function that makes one", "got str"):
+        MultiTaskModule(nn.Linear(2, 2), tasks(), optimizer="SGD")
+    with says(TypeError, "`encoder` must be an nn.Module, got", "Linear"):
+        MultiTaskModule(nn.Linear, tasks())
+    with says(TypeError, "`tasks` must be a list of Task objects, got Task"):
+        MultiTaskModule(nn.Linear(2, 2), tasks()[0])
+
+
+def test_an_own_training_step_that_trains_nothing() -> None:
+    class Habit(MultiTaskModule):
+        def training_step(self, batch, batch_idx):
+            return sum(self.losses(batch, batch_idx).values())
+
+    with says(MisconfigurationException, "nothing is trained", "Override `losses`"):
+        fit(module(kind=Habit))
+
+
+def test_losses_that_are_no_mapping() -> None:
+    class Sum(MultiTaskModule):
+        def losses(self, batch, batch_idx):
+            return self.encoder(batch[0]).sum()
+
+    with says(ValueError, "`losses` must return a mapping from task names", "got Tensor"):
+        fit(module(kind=Sum))

@@ -352,7 +352,7 @@ def test_exact_with_absent_tasks(point: str) -> None:
 
 
 def test_a_task_absent_from_the_first_batches() -> None:
-    """What looks like a head of "a" at first becomes shared, and stays so."""
+    """The encoder of all tasks is shared from the first batch on, whichever tasks it has."""
     ours = module()
     seen = []
 
@@ -361,12 +361,66 @@ def test_a_task_absent_from_the_first_batches() -> None:
             seen.append(names(pl_module))
 
     fit(ours, [CAGrad(), TaskSAM(), Watch()], as_loader(dropped(alternating("a"))))
-    everything = under(ours, "encoder.")
-    assert seen[0]["shared"] == set()
-    assert seen[0]["a"] == everything | under(ours, "heads.a.")
-    for found in seen[1:]:  # batch 1 has "b" alone, batch 3 has "a" alone
-        assert found["shared"] == everything
-        assert found["a"] == under(ours, "heads.a.")
+    for found in seen:  # batch 0 and batch 3 have "a" alone, batch 1 has "b" alone
+        assert found["shared"] == under(ours, "encoder.")
+    assert seen[0]["a"] == under(ours, "heads.a.")
+
+
+@pytest.mark.parametrize("point", ["separate", "joint"])
+def test_a_first_batch_with_one_task_is_treated_as_one_later_on_is(point: str) -> None:
+    (x, targets), *_ = list(data())
+    found, declared = module(), module()
+    declared.shared_parameters = declared.encoder.parameters
+    for model in (found, declared):
+        sam = TaskSAM(0.2, rho_heads=0.05, point=point)
+        fit(
+            model, [CAGrad(), sam], as_loader([(x, {"a": targets["a"]}), (x, targets)]), max_steps=1
+        )
+    assert_identical(found, declared)
+
+
+def test_a_compiled_net_with_several_outputs_asks_for_a_declaration() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk, self.a, self.b = nn.Linear(4, 6), nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = torch.tanh(self.trunk(x))
+            return self.a(h), self.b(h)
+
+    class Compiled(MultiTaskModule):
+        declared = False
+
+        def __init__(self) -> None:
+            super().__init__(tasks=[Task("a"), Task("b")], optimizer=sgd)
+            torch.manual_seed(0)
+            self.net = Net()
+
+        def losses(self, batch, batch_idx):
+            p, q = self.net(batch[0])
+            return {"a": p.square().mean(), "b": q.exp().mean()}
+
+        def shared_parameters(self):
+            return self.net.trunk.parameters() if self.declared else None
+
+        def task_parameters(self, task):
+            return getattr(self.net, task.name).parameters() if self.declared else None
+
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    loader = as_loader([(x, {"a": x, "b": x})])
+    compiled = Compiled()
+    compiled.net.compile(backend="aot_eager")
+    with pytest.raises(ValueError, match="compiled module with several outputs does not show"):
+        fit(compiled, [CAGrad()], loader)
+    declared, plain = Compiled(), Compiled()
+    declared.declared = True
+    declared.net.compile(backend="aot_eager")
+    for model in (declared, plain):
+        fit(model, [CAGrad(), TaskSAM(0.1)], loader)
+    for p, q in zip(declared.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q)
+    fit(compiled, [], loader)  # the plain sum needs no partition
 
 
 @pytest.mark.parametrize("callbacks", [[], [CAGrad(), TaskSAM(0.2)]])

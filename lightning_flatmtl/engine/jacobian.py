@@ -11,7 +11,14 @@ from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.workspace import Workspace
 
-__all__ = ["Blocks", "Gradients", "Measures", "measure", "task_gradients"]
+__all__ = [
+    "Blocks",
+    "Gradients",
+    "Measures",
+    "measure",
+    "measure_second",
+    "task_gradients",
+]
 
 
 class Blocks:
@@ -168,3 +175,16 @@ def measure(
     return Measures(
         gram.view(m, m), values, squares.tolist(), heads.tolist(), blocks.shared.numel > 0
     )
+
+
+def measure_second(gradients: Gradients) -> tuple[Tensor, Tensor]:
+    """Gram of the second pass ``[m, m]`` and squared norms of its head gradients ``[m]``.
+
+    In float64 on the CPU, fetched in one transfer.
+    """
+    with torch.no_grad():
+        gram = gram_matrix(gradients.shared)
+        heads = torch.cat([squared_norms(head[None]) for head in gradients.heads.values()])
+        host = torch.cat([gram.flatten(), heads.to(gram.device)]).cpu()
+    m = len(gram)
+    return host[: m * m].view(m, m), host[m * m :]

@@ -8,6 +8,7 @@ from torch.autograd.graph import Node
 
 __all__ = ["Partition", "reached_parameters"]
 
+_COMPILED = "CompiledFunctionBackward"
 _SHARED = None
 """The owner of what several tasks share; the others are owned by a task's name."""
 
@@ -42,6 +43,7 @@ class Partition:
     ) -> None:
         self._owner: dict[nn.Parameter, str | None] = {}
         self._declared: set[nn.Parameter] = set()
+        self._hidden: set[nn.Parameter] = set()
         self.seen: set[str] = set()
         """Tasks whose loss has been observed."""
         self.declare(shared, heads)
@@ -74,17 +76,47 @@ class Partition:
         that finds it, once more to mark everything below it as shared.
         """
         visitor: dict[Node, str | None] = {}
+        outputs: dict[Node, int] = {}
         for task, loss in losses.items():
             self.seen.add(task)
-            stack = [loss.grad_fn] if loss.grad_fn is not None else []
+            stack = [(loss.grad_fn, loss.output_nr)] if loss.grad_fn is not None else []
             while stack:
-                node = stack.pop()
+                node, output = stack.pop()
+                if node.name().startswith(_COMPILED) and outputs.setdefault(node, output) != output:
+                    self._note_hidden(node)
                 if visitor.get(node, "") in (task, _SHARED):
                     continue
                 visitor[node] = _SHARED if node in visitor else task
                 if _is_leaf(node):
                     self._note(node.variable, task)  # type: ignore[attr-defined]
-                stack.extend(child for child, _ in node.next_functions if child is not None)
+                stack.extend((child, nr) for child, nr in node.next_functions if child is not None)
+
+    def share(self, params: Iterable[nn.Parameter]) -> None:
+        """Note parameters of which it is known that all tasks reach them, seen or not yet."""
+        for p in params:
+            if p not in self._declared:
+                self._owner[p] = _SHARED
+
+    def refuse_hidden(self) -> None:
+        """Refuse a graph that does not show what is shared.
+
+        Raises:
+            ValueError: If a compiled module with several outputs holds undeclared parameters: its
+                graph is a single node, below which everything looks shared.
+        """
+        if self._hidden:
+            raise ValueError(
+                "The graph of a compiled module with several outputs does not show which "
+                f"parameters are shared, got {len(self._hidden)} that are not declared. Override "
+                "`shared_parameters` and `task_parameters`, or compile encoder and heads each by "
+                "themselves."
+            )
+
+    def _note_hidden(self, node: Node) -> None:
+        for child, _ in node.next_functions:
+            if child is not None and _is_leaf(child):
+                self._hidden.add(child.variable)  # type: ignore[attr-defined]
+        self._hidden -= self._declared
 
     def _note(self, param: nn.Parameter, task: str) -> None:
         if param not in self._declared and self._owner.setdefault(param, task) != task:

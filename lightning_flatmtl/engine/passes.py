@@ -42,6 +42,8 @@ class Passes(ABC):
         self._put_back: Callable[[], None] | None = None
         self.features: list[Tensor] | None = None
         """The features with their graph, if the task Jacobian is to be taken there."""
+        self.common: set[Any] = set()
+        """Parameters that all tasks reach, also those that this batch lacks."""
 
     @abstractmethod
     def clean(self) -> dict[str, Tensor]:
@@ -98,7 +100,13 @@ class WholePasses(Passes):
 
     def clean(self) -> dict[str, Tensor]:
         """All losses of the batch."""
-        return dict(self._record("losses", self._losses))
+        losses = self._record("losses", self._losses)
+        if not isinstance(losses, Mapping):
+            raise ValueError(
+                "`losses` must return a mapping from task names to scalar losses, got "
+                f"{type(losses).__name__}."
+            )
+        return dict(losses)
 
     def again(self, task: str) -> Tensor:
         """All losses once more; that of ``task`` is returned."""
@@ -116,6 +124,7 @@ class ComposedPasses(Passes):
         module: See :class:`Passes`.
         around: See :class:`Passes`.
         at_features: Whether the task Jacobian is to be taken at the encoder's output.
+        several: Whether the model has several tasks, of which this batch may lack some.
     """
 
     def __init__(
@@ -126,9 +135,11 @@ class ComposedPasses(Passes):
         module: nn.Module,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         at_features: bool = False,
+        several: bool = False,
     ) -> None:
         super().__init__(module, around)
         self._at_features = at_features
+        self._several = several
         self._encode = encode
         self._task_loss = task_loss
         self._batches = batches
@@ -154,7 +165,11 @@ class ComposedPasses(Passes):
     def _keep(self, graphed: dict[int, Any]) -> None:
         for key, features in graphed.items():
             tensors = _tensors(features)
-            self._trunk |= reached_parameters(tensors)
+            leaves = reached_parameters(tensors)
+            self._trunk |= leaves
+            # Features by task may come from branches; what all tasks read is shared by all.
+            if self._several and not isinstance(features, Mapping):
+                self.common |= leaves
             self._features[key] = pytree.tree_map_only(Tensor, Tensor.detach, features)
         if not self._at_features or not graphed:
             return

@@ -16,8 +16,14 @@ from lightning_flatmtl.engine.gradients import (
     TaskGradients,
     weighted_rows,
 )
-from lightning_flatmtl.engine.gram import gram_matrix
-from lightning_flatmtl.engine.jacobian import Blocks, Gradients, Measures, measure, task_gradients
+from lightning_flatmtl.engine.jacobian import (
+    Blocks,
+    Gradients,
+    Measures,
+    measure,
+    measure_second,
+    task_gradients,
+)
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.perturbation import sam_gradients
@@ -110,10 +116,12 @@ class MultiTaskStep:
         if not losses:
             return None
         _check_graphs(losses)
+        self.partition.share(passes.common)
         self.partition.observe(losses)
         if sharpness is None and not aggregation.needs_gradients:
             return _weighted_sum(losses, aggregation)
 
+        self.partition.refuse_hidden()
         trainable = [p for p in module.parameters() if p.requires_grad]
         blocks = self._blocks(trainable, passes, tuple(losses), sharpness)
 
@@ -123,6 +131,7 @@ class MultiTaskStep:
         measures = measure(clean, losses, blocks, sharpness is not None and sharpness.adaptive)
         _check_finite(measures.losses, "loss", blocks.tasks)
         _check_finite(measures.gram.diagonal(), "gradient", blocks.tasks)
+        _check_finite(torch.tensor(measures.head_squares), "head's gradient", blocks.tasks)
 
         # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
         second = clean
@@ -179,10 +188,13 @@ def _parts(
         return TaskGradients(rows, gram, blocks.tasks, measures.losses, weights, part)
 
     loss_part = task_gradients(clean.shared, measures.gram, "loss")
+    if second is clean:
+        return [loss_part]
+    gram, head_squares = measure_second(second)
+    _check_finite(gram.diagonal(), "gradient at the perturbed point", blocks.tasks)
+    _check_finite(head_squares, "head's gradient at the perturbed point", blocks.tasks)
     if second.shared is clean.shared:
         return [loss_part]
-    gram = gram_matrix(second.shared).cpu()
-    _check_finite(gram.diagonal(), "gradient at the perturbed point", blocks.tasks)
     if sharpness is not None and sharpness.aggregate == "direct":
         return [task_gradients(second.shared, gram, "loss")]
     return [loss_part, task_gradients(second.shared, gram, "flat")]
