@@ -25,8 +25,8 @@ class TaskSAM(Callback):
 
     Cost: one more forward and backward pass of the trunk for every task (two with
     ``losses``-overriding models at the separate point), and a second ``[tasks, parameters]``
-    matrix. Too large a radius kills training: 0.05 plain and 1 adaptive are safe to start with, 0.2
-    plain killed a small network with batch normalisation in ten steps.
+    matrix. Too large a radius kills training, so that every task gradient is exactly zero from then
+    on: start with 0.05 plain or 1 adaptive.
 
     Args:
         rho: Radius of both perturbations, in ``[0, inf)``; 0 runs no second pass at all.

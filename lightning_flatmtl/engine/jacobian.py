@@ -158,7 +158,7 @@ def measure(
         adaptive: Whether the norms are those of the gradients times the parameters.
     """
     m = len(losses)
-    scale = blocks.shared.save(blocks.vector("squares")) if adaptive else None
+    scale = blocks.shared.save(blocks.vector("saved")) if adaptive else None
     with torch.no_grad():
         gram = gram_matrix(gradients.shared)
         squares = gram.diagonal() if scale is None else squared_norms(gradients.shared, scale)
