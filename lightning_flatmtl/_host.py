@@ -2,21 +2,24 @@
 
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 
 from lightning_flatmtl.engine import Sharpness
 
 __all__ = [
     "Host",
-    "refuse_foreign_module",
+    "aggregator_of",
+    "loss_scale",
     "refuse_second",
     "refuse_unfit_callbacks",
     "refuse_unfit_gradients",
     "refuse_unfit_trainer",
+    "sharpness_of",
     "warn_of_lost_scale",
 ]
 
@@ -25,25 +28,39 @@ class Host:
     """Marks the modules that run Algorithm 1 with the callbacks of their Trainer."""
 
 
-def refuse_second(callback: Callback, kind: type[Callback], trainer: Trainer) -> None:
-    """Refuse a second callback of the same kind in one Trainer."""
-    found = [c for c in trainer.callbacks if isinstance(c, kind)]  # type: ignore[attr-defined]
+def _of_role(trainer: Trainer, role: str) -> list[Any]:
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return [c for c in callbacks if getattr(c, "role", None) == role]
+
+
+def refuse_second(role: str, trainer: Trainer) -> None:
+    """Refuse a second callback of the same role in one Trainer."""
+    found = _of_role(trainer, role)
     if len(found) > 1:
         names = ", ".join(type(c).__name__ for c in found)
         raise MisconfigurationException(
-            f"Expected at most one {kind.__name__} in the Trainer's callbacks, got {len(found)}: "
-            f"{names}. Keep one of them."
+            f"Expected at most one {role} in the Trainer's callbacks, got {len(found)}: {names}. "
+            "Keep one of them."
         )
 
 
-def refuse_foreign_module(callback: Callback, module: LightningModule) -> None:
-    """Refuse a module that this version cannot train."""
-    if not isinstance(module, Host):
-        raise MisconfigurationException(
-            f"{type(callback).__name__} expects a MultiTaskModule, got {type(module).__name__}. "
-            "Derive it from lightning_flatmtl.MultiTaskModule and override `losses`; taking over "
-            "modules of other kinds is not supported by this version."
-        )
+def aggregator_of(trainer: Trainer) -> Any:
+    """The aggregator among the Trainer's callbacks, ``None`` if there is none."""
+    return next(iter(_of_role(trainer, "Aggregator")), None)
+
+
+def sharpness_of(trainer: Trainer) -> Sharpness | None:
+    """The settings of the TaskSAM among the Trainer's callbacks, ``None`` if there is none."""
+    return next((c.sharpness for c in _of_role(trainer, "TaskSAM")), None)
+
+
+def loss_scale(trainer: Trainer, module: LightningModule) -> Tensor | None:
+    """The scale of the Trainer's GradScaler, ``None`` without one; it stays on the device."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    if scaler is None:
+        return None
+    scale: Tensor = scaler.scale(torch.ones((), device=module.device))
+    return scale
 
 
 def refuse_unfit_callbacks(trainer: Trainer) -> None:
@@ -68,12 +85,6 @@ def refuse_unfit_trainer(trainer: Trainer) -> None:
         raise MisconfigurationException(
             f"Expected one process with an aggregator or TaskSAM, got {trainer.world_size}. This "
             "version aggregates on one device only: use Trainer(devices=1)."
-        )
-    precision = trainer.precision_plugin
-    if isinstance(precision, MixedPrecision) and precision.scaler is not None:
-        raise MisconfigurationException(
-            "Expected a precision without loss scaling with an aggregator or TaskSAM, got "
-            f"'{precision.precision}'. Use precision='bf16-mixed' or '32-true'."
         )
 
 

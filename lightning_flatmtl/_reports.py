@@ -30,11 +30,11 @@ class EpochReports(Callback):
         if stage != "fit":
             return
         module = _typed(pl_module)
+        module.start_fit()
         if module.has_method:
             refuse_unfit_trainer(trainer)
             refuse_unfit_gradients(module.gradients, module.sharpness)
             warn_of_lost_scale(module.aggregator, module.sharpness)
-        module.start_fit()
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,6 +50,9 @@ class EpochReports(Callback):
         module = _typed(pl_module)
         if _whole_epoch(trainer):
             module.watch.after_epoch(module.engine.partition, module)
+        skipped = module.watch.take_skipped()
+        if skipped:
+            module.log("train/skipped_batches", float(skipped))
         self._log_improvement(pl_module, "train")
 
     @override

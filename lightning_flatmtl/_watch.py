@@ -13,6 +13,8 @@ from lightning_flatmtl.engine import Partition, Sharpness, StepResult
 __all__ = ["TrainingWatch"]
 
 _DEAD_STEPS = 10
+_OVERFLOWING_STEPS = 25
+"""More than it takes to halve torch's first loss scale down to one."""
 
 
 class TrainingWatch:
@@ -26,7 +28,10 @@ class TrainingWatch:
         self._tasks = tuple(tasks)
         self._begun = False
         self._dead_for = 0
+        self._overflowing_for = 0
         self._spare_told = False
+        self.skipped = 0
+        """Batches of the present epoch in which no task had a label."""
 
     def before_step(self, targets: Sequence[str] | None) -> None:
         """Refuse a first batch whose targets do not look like those of the tasks.
@@ -62,9 +67,19 @@ class TrainingWatch:
         sharpness: Sharpness | None,
     ) -> None:
         """Look at gradients and parameters."""
+        self._tell_overflowing(result)
         self._tell_dead(result, sharpness)
         if self._tasks and partition.seen.issuperset(self._tasks):
             self._tell_spare(partition, module)
+
+    def skip(self) -> None:
+        """Count a batch in which no task had a label."""
+        self.skipped += 1
+
+    def take_skipped(self) -> int:
+        """How many batches the epoch has skipped; the count begins anew."""
+        skipped, self.skipped = self.skipped, 0
+        return skipped
 
     def after_epoch(self, partition: Partition, module: nn.Module) -> None:
         """Refuse tasks that no batch of a whole epoch had.
@@ -80,6 +95,16 @@ class TrainingWatch:
                 "Correct the name, put its targets into the batches, or remove the task."
             )
         self._tell_spare(partition, module)
+
+    def _tell_overflowing(self, result: StepResult) -> None:
+        self._overflowing_for = 0 if result.overflow is None else self._overflowing_for + 1
+        if self._overflowing_for == _OVERFLOWING_STEPS:
+            rank_zero_warn(
+                f"{_OVERFLOWING_STEPS} steps in a row were skipped because {result.overflow} was "
+                "not finite. A smaller loss scale does not mend this: look at the batch and the "
+                "loss of that task, or use precision='bf16-mixed'.",
+                category=RuntimeWarning,
+            )
 
     def _tell_dead(self, result: StepResult, sharpness: Sharpness | None) -> None:
         self._dead_for = self._dead_for + 1 if result.dead else 0

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_flatmtl._batches import batch_size, is_pair, per_task, target_names
-from lightning_flatmtl._host import Host
+from lightning_flatmtl._host import Host, aggregator_of, loss_scale, sharpness_of
 from lightning_flatmtl._manual import ManualOptimization
 from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._reports import EpochReports
@@ -29,7 +29,6 @@ from lightning_flatmtl.engine import (
 )
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.metrics import load_baselines
-from lightning_flatmtl.sharpness import TaskSAM
 from lightning_flatmtl.task import Task
 
 __all__ = ["MultiTaskModule"]
@@ -174,6 +173,7 @@ class MultiTaskModule(LightningModule, Host):
             )
         self.gradients = gradients
         self._loader = 0
+        self._labels: dict[str, int] = {}  # how many samples of the batch have one, by task
         self.second_pass = False
         self.last_step = None
         self.start_fit()
@@ -198,16 +198,21 @@ class MultiTaskModule(LightningModule, Host):
     def task_loss(self, task: Task, features: Any, batch: Any) -> Tensor | None:
         """Loss of one task, a scalar; ``None`` when the batch has nothing for the task.
 
-        By default the task's loss on its head's predictions and ``targets[task]``, which also
-        updates the task's metrics. An override that wants them calls :meth:`update_metrics`.
+        By default the task's loss on its head's predictions and ``targets[task]``, both without the
+        samples that have no label, which also updates the task's metrics. An override that wants
+        them calls :meth:`update_metrics`.
 
         Args:
             task: The task; it equals its name, so ``targets[task]`` works.
             features: What :meth:`encode` returned.
             batch: ``(inputs, targets)``.
         """
-        predictions = self.task_output(task, features)
-        target = batch[1][task.name]
+        labelled = task.labelled(self.task_output(task, features), batch[1][task.name])
+        if labelled is None:
+            return None
+        predictions, target = labelled
+        if not self.second_pass:
+            self._labels[task.name] = batch_size(target)
         self.update_metrics(task, predictions, target)
         assert task.loss is not None
         return task.loss(predictions, target)
@@ -251,13 +256,17 @@ class MultiTaskModule(LightningModule, Host):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any] | None:
         """One step of Algorithm 1 with the Trainer's aggregator and TaskSAM."""
         self._loader = 0
+        self._labels = {}
         if not (self._overrides("losses") or self._overrides("task_loss")):
             self.watch.before_step(target_names(batch))
         sharpness = self.sharpness
-        result = self.engine(self, self._passes(batch, batch_idx), self.aggregator, sharpness)
+        scale = loss_scale(self.trainer, self) if self.has_method else None
+        passes = self._passes(batch, batch_idx)
+        result = self.engine(self, passes, self.aggregator, sharpness, scale)
         self._manual.optimize(self, None if result is None else result.loss, batch_idx)
         self.last_step = None if result is None else result.detached()
         if result is None:
+            self.watch.skip()
             return None
         self.watch.after_step(result, self.engine.partition, self, sharpness)
         self._log_losses("train", result.losses, batch)
@@ -323,14 +332,13 @@ class MultiTaskModule(LightningModule, Host):
     @property
     def aggregator(self) -> Aggregator | None:
         """The aggregator among the Trainer's callbacks."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((c for c in callbacks if isinstance(c, Aggregator)), None)
+        aggregator: Aggregator | None = self._method[0]
+        return aggregator
 
     @property
     def sharpness(self) -> Sharpness | None:
         """The settings of the TaskSAM among the Trainer's callbacks."""
-        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
-        return next((c.sharpness for c in callbacks if isinstance(c, TaskSAM)), None)
+        return self._method[1]
 
     # Inside.
 
@@ -338,10 +346,16 @@ class MultiTaskModule(LightningModule, Host):
         """Forget what an earlier fit found out; called before the first batch of every fit."""
         self.engine = MultiTaskStep()
         self.watch = TrainingWatch([task.name for task in self.tasks])
+        trainer = self._trainer
+        # Kept, because a learning-rate finder trains with callbacks of its own.
+        self._method = (
+            (None, None) if trainer is None else (aggregator_of(trainer), sharpness_of(trainer))
+        )
 
     def end_fit(self) -> None:
         """Give the memory of the steps back; what was found out stays."""
         self.engine = MultiTaskStep(self.engine.partition)
+        self._method = (None, None)
 
     def declare_partition(self) -> None:
         """Begin with the parameters that the module declares; called once they all exist."""
@@ -399,6 +413,7 @@ class MultiTaskModule(LightningModule, Host):
 
     def _evaluate(self, stage: str, batch: Any, batch_idx: int, loader: int) -> None:
         self._loader = loader
+        self._labels = {}
         losses = {t: loss.detach() for t, loss in self.losses(batch, batch_idx).items()}
         if losses:
             self._log_losses(stage, losses, batch)
@@ -408,7 +423,8 @@ class MultiTaskModule(LightningModule, Host):
         total = torch.stack([loss.to(_at_least_single(loss)) for loss in losses.values()]).sum()
         self.log(log_name(stage, "loss"), total, prog_bar=True, batch_size=batch_size(batch))
         for task, loss in losses.items():
-            self.log(log_name(stage, task, "loss"), loss, batch_size=batch_size(batch, task))
+            samples = self._labels.get(task) or batch_size(batch, task)
+            self.log(log_name(stage, task, "loss"), loss, batch_size=samples)
 
     def _overrides(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(MultiTaskModule, name)

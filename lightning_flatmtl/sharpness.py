@@ -2,10 +2,9 @@
 
 from typing import final
 
-from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_flatmtl._host import refuse_foreign_module, refuse_second
+from lightning_flatmtl._method import MethodCallback
 from lightning_flatmtl.engine import Arm, Point, Sharpness
 from lightning_flatmtl.engine.sharpness import check_radius
 
@@ -13,7 +12,7 @@ __all__ = ["TaskSAM"]
 
 
 @final
-class TaskSAM(Callback):
+class TaskSAM(MethodCallback):
     r"""Per-task sharpness-aware minimisation of shared and head parameters.
 
     Phan et al., *Improving Multi-task Learning via Seeking Task-based Flat Regions*,
@@ -49,6 +48,8 @@ class TaskSAM(Callback):
         TaskSAM(rho_shared=1.0, rho_heads=1.0, adaptive=True, point='separate', aggregate='split')
     """
 
+    role = "TaskSAM"
+
     def __init__(
         self,
         rho: float = 0.05,
@@ -72,11 +73,6 @@ class TaskSAM(Callback):
     @override
     def state_key(self) -> str:
         return f"lightning_flatmtl.{type(self).__qualname__}"
-
-    @override
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        refuse_second(self, TaskSAM, trainer)
-        refuse_foreign_module(self, pl_module)
 
     def __repr__(self) -> str:
         return f"TaskSAM{repr(self.sharpness).removeprefix('Sharpness')}"

@@ -1,9 +1,11 @@
 """Task: what one task of a multi-task module consists of."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -21,6 +23,11 @@ class Task:
         loss: Maps predictions and target to a scalar loss.
         metrics: Metrics by name, or one collection; a copy for each of training, validation and
             test is updated with predictions and target and logged as ``{stage}/{task}/{name}``.
+        missing: How a missing label looks, such as ``-1`` or ``float("nan")``. Samples without a
+            label are left out of the task's loss and metrics; a batch without any leaves the task
+            out. A sample counts as missing if all entries of its target are: what a loss is to
+            ignore within a sample (pixels, tokens) is the loss's own affair, for example
+            ``CrossEntropyLoss(ignore_index=...)``. ``None`` if every sample has a label.
 
     Raises:
         ValueError: If the name cannot be used.
@@ -28,7 +35,7 @@ class Task:
 
     Example:
         >>> from torch import nn
-        >>> Task("left", head=nn.Linear(64, 10), loss=nn.CrossEntropyLoss())
+        >>> Task("left", head=nn.Linear(64, 10), loss=nn.CrossEntropyLoss(), missing=-1)
         Task('left')
     """
 
@@ -38,6 +45,7 @@ class Task:
         head: nn.Module | None = None,
         loss: nn.Module | Loss | None = None,
         metrics: dict[str, Metric] | MetricCollection | None = None,
+        missing: float | None = None,
     ) -> None:
         if not isinstance(name, str) or not name or any(c in name for c in "/. "):
             raise ValueError(
@@ -53,10 +61,54 @@ class Task:
         if loss is not None and (not callable(loss) or isinstance(loss, type)):
             got = f"the class {loss.__name__}" if isinstance(loss, type) else type(loss).__name__
             raise TypeError(f"`loss` must be callable, such as `nn.MSELoss()`, got {got}.")
+        if missing is not None and (
+            isinstance(missing, bool) or not isinstance(missing, int | float)
+        ):
+            raise TypeError(f"`missing` must be a number such as -1 or nan, got {missing!r}.")
         self.name = name
+        self.missing = missing
         self.head = head
         self.loss = loss
         self.metrics: dict[str, Metric] = _by_name(metrics)
+
+    def labelled(self, predictions: Any, target: Any) -> tuple[Any, Any] | None:
+        """Predictions and target of the samples that have a label, ``None`` if none has.
+
+        Args:
+            predictions: A tensor, or a structure of tensors, with the samples in the first axis.
+            target: A tensor with the samples in the first axis; anything if ``missing`` is None.
+
+        Raises:
+            TypeError: If ``missing`` is given and the target is not a tensor.
+
+        Example:
+            >>> import torch
+            >>> task = Task("age", missing=float("nan"))
+            >>> task.labelled(torch.arange(3.0), torch.tensor([5.0, float("nan"), 7.0]))
+            (tensor([0., 2.]), tensor([5., 7.]))
+        """
+        if self.missing is None:
+            return predictions, target
+        if not isinstance(target, Tensor) or target.ndim == 0:
+            got = "a scalar" if isinstance(target, Tensor) else type(target).__name__
+            raise TypeError(
+                f"Task '{self.name}' has `missing={self.missing}` and needs targets that are "
+                f"tensors with one entry or more per sample, got {got}. Override `task_loss` and "
+                "return None where there is no label."
+            )
+        absent = target.isnan() if math.isnan(self.missing) else target == self.missing
+        keep = ~absent.flatten(1).all(1) if absent.ndim > 1 else ~absent
+        found = int(keep.sum())
+        if found == 0:
+            return None
+        if found == len(target):
+            return predictions, target
+
+        def of_labelled(tensor: Tensor) -> Tensor:
+            fits = tensor.ndim > 0 and len(tensor) == len(keep)
+            return tensor[keep] if fits else tensor
+
+        return pytree.tree_map_only(Tensor, of_labelled, predictions), target[keep]
 
     def __str__(self) -> str:
         return self.name
@@ -80,6 +132,7 @@ class ClassificationTask(Task):
         in_features: Size of the encoder's features.
         num_classes: Number of classes.
         label_smoothing: Smoothing of the targets, in ``[0, 1]``.
+        missing: How a missing label looks, see :class:`Task`.
 
     Example:
         >>> task = ClassificationTask("left", in_features=64, num_classes=10)
@@ -88,13 +141,19 @@ class ClassificationTask(Task):
     """
 
     def __init__(
-        self, name: str, in_features: int, num_classes: int, label_smoothing: float = 0.0
+        self,
+        name: str,
+        in_features: int,
+        num_classes: int,
+        label_smoothing: float = 0.0,
+        missing: float | None = None,
     ) -> None:
         super().__init__(
             name,
             head=nn.Linear(in_features, num_classes),
             loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
             metrics={"accuracy": MulticlassAccuracy(num_classes, average="micro")},
+            missing=missing,
         )
 
 

@@ -1,22 +1,26 @@
 """The door that every aggregator stands behind, and the two kinds that need one method only."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from copy import deepcopy
 from typing import Any, final, get_args
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_flatmtl._host import refuse_foreign_module, refuse_second
+from lightning_flatmtl._method import MethodCallback
 from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
 from lightning_flatmtl.engine.gradients import Part, weighted_rows
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
 
 
-class Aggregator(Callback, ABC):
+class Aggregator(MethodCallback, ABC):
     """Combines the gradients of several tasks into one direction.
 
     In the callbacks of a Trainer it decides how a
@@ -28,8 +32,16 @@ class Aggregator(Callback, ABC):
     only). The base has checked shapes and values before any of them is called.
     """
 
+    role = "Aggregator"
+
     _last: tuple[tuple[str, ...], Tensor | None] | None = None
     """Tasks and loss weights of the last call for a loss part."""
+
+    _before_step: tuple[int, dict[str, Any]] | None = None
+    """The state before the present optimizer step and the step's number, under loss scaling."""
+
+    _skipped = False
+    """Whether the latest optimizer step was skipped for an overflow."""
 
     _tasks: tuple[str, ...] | None = None
     """The tasks of the module in training, in their order."""
@@ -162,9 +174,29 @@ class Aggregator(Callback, ABC):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        refuse_second(self, Aggregator, trainer)
-        refuse_foreign_module(self, pl_module)
+        super().setup(trainer, pl_module, stage)
         self._tasks = tuple(str(task) for task in getattr(pl_module, "tasks", ()))
+        self._before_step = None
+        self._skipped = False
+
+    # An overflow under loss scaling skips the optimizer step; then nothing has been learned here.
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not _scaled(trainer):
+            return
+        if self._before_step is None or self._before_step[0] != trainer.global_step:
+            self._before_step = trainer.global_step, deepcopy(self.get_state())
+
+    @override
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        self._skipped = _scaled(trainer) and not _finite_gradients(optimizer)
+        if self._skipped and self._before_step is not None and self._before_step[1]:
+            self.set_state(deepcopy(self._before_step[1]))
 
     def _repr_arguments(self) -> dict[str, Any]:
         """The constructor's arguments, for :func:`repr`."""
@@ -184,6 +216,16 @@ def _checked_losses(losses: Tensor | Sequence[float], tasks: tuple[str, ...]) ->
         if not abs(value) < torch.inf:
             raise NonFiniteError(f"The loss of task '{task}' must be finite, got {value}.")
     return values
+
+
+def _scaled(trainer: Trainer) -> bool:
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
+
+
+def _finite_gradients(optimizer: Optimizer) -> bool:
+    params = (p for group in optimizer.param_groups for p in group["params"])
+    gradients = [p.grad for p in params if p.grad is not None]
+    return not gradients or bool(get_total_norm(gradients, norm_type=math.inf).isfinite())
 
 
 class GramAggregator(Aggregator):

@@ -122,7 +122,9 @@ class LearnedWeights(Aggregator):
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:
-        self.step()
+        super().on_before_optimizer_step(trainer, pl_module, optimizer)
+        if not self._skipped:
+            self.step()
 
     @override
     def get_state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.aggregators._losses import positive
+from lightning_flatmtl.takeover import host_of
 
 __all__ = ["FAMO"]
 
@@ -85,10 +86,10 @@ class FAMO(LearnedWeights, LossWeighting):
     ) -> None:
         stepped = trainer.global_step != self._steps
         self._steps = trainer.global_step
-        if not stepped or not outputs:
+        if not stepped or not outputs or self._skipped:
             return
         before: dict[str, Tensor] = outputs["losses"]
-        after = pl_module.losses_again(batch, batch_idx)  # type: ignore[operator]
+        after = host_of(pl_module).losses_again(batch, batch_idx)
         tasks = tuple(before)
         self.update(
             tasks,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from lightning_flatmtl.engine.errors import FlatMTLError
 from lightning_flatmtl.engine.gram import gram_matrix, squared_norms
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.partition import Partition
@@ -88,13 +89,28 @@ class Gradients:
 
 
 def differentiate(
-    loss: Tensor, layouts: Sequence[Layout], retain_graph: bool = False
+    loss: Tensor,
+    layouts: Sequence[Layout],
+    scale: Tensor | None = None,
+    retain_graph: bool = False,
 ) -> list[Sequence[Tensor | None]]:
-    """Gradients of a scalar with respect to several blocks, in one backward pass."""
+    """Gradients of a scalar with respect to several blocks, in one backward pass.
+
+    Args:
+        loss: The scalar.
+        layouts: The blocks.
+        scale: The loss scale of 16-bit training: the backward pass runs on the scaled loss, so that
+            small gradients survive, and the gradients are divided by it.
+        retain_graph: Whether the graph is needed again.
+    """
     params = [p for layout in layouts for p in layout.params]
     if not params:
         return [[] for _ in layouts]
-    grads = torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+    if scale is not None:
+        loss = loss.float() * scale
+    grads = _grad(loss, params, retain_graph)
+    if scale is not None:
+        grads = tuple(None if g is None else g.to(scale.dtype) / scale for g in grads)
     pieces: list[Sequence[Tensor | None]] = []
     start = 0
     for layout in layouts:
@@ -103,7 +119,27 @@ def differentiate(
     return pieces
 
 
-def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks) -> Gradients:
+def _grad(loss: Tensor, params: Sequence[Tensor], retain_graph: bool) -> tuple[Tensor | None, ...]:
+    try:
+        return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+    except RuntimeError as error:
+        if "donated buffers" in str(error):
+            raise FlatMTLError(
+                "A compiled part of the model was compiled before the fit began, for one backward "
+                "pass only, and every task needs one. Call `torch.compiler.reset()` before `fit`."
+            ) from error
+        if "use_reentrant" in str(error):
+            raise FlatMTLError(
+                "Gradient checkpointing with `use_reentrant=True` hides its parameters from "
+                "per-task gradients. Use `torch.utils.checkpoint.checkpoint(..., "
+                "use_reentrant=False)`."
+            ) from error
+        raise
+
+
+def task_gradients(
+    losses: Mapping[str, Tensor], blocks: Blocks, scale: Tensor | None = None
+) -> Gradients:
     """Differentiate every loss by itself, so that no backward pass walks another task's head."""
     shared = blocks.shared
     rows = blocks.rows("loss")
@@ -113,7 +149,7 @@ def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks) -> Gradients:
     for i, (task, loss) in enumerate(losses.items()):
         head = blocks.heads[task]
         of_shared, of_head = differentiate(
-            loss, [shared, head], retain_graph=blocks.keep_graph or i < last
+            loss, [shared, head], scale, retain_graph=blocks.keep_graph or i < last
         )
         shared.write(of_shared, rows[i])
         reached = [r or g is not None for r, g in zip(reached, of_shared, strict=True)]

@@ -45,6 +45,7 @@ def sam_gradients(
     blocks: Blocks,
     passes: Passes,
     sharpness: Sharpness,
+    scale: Tensor | None = None,
 ) -> Gradients:
     """SAM gradients of all tasks; those of the shared block less the clean ones if split.
 
@@ -54,6 +55,7 @@ def sam_gradients(
         blocks: The parameters.
         passes: Computes the losses again.
         sharpness: Radii and point.
+        scale: The loss scale of 16-bit training.
 
     Returns:
         New gradients; for a part that does not move, the clean ones.
@@ -90,16 +92,17 @@ def sam_gradients(
         )
         if sharpness.point == "joint":
             with at_shared, at_head:
-                of_shared, of_head = differentiate(passes.again(task), [shared, head])
+                of_shared, of_head = differentiate(passes.again(task), [shared, head], scale)
             keep_shared(i, of_shared)
             heads[task] = head.flatten(of_head)
             continue
         if sharpness.moves_shared and shared.params:
             with at_shared:
-                (of_shared,) = differentiate(passes.again(task), [shared])
+                (of_shared,) = differentiate(passes.again(task), [shared], scale)
             keep_shared(i, of_shared)
         if sharpness.moves_heads and head.params:
             with at_head:
-                (of_head,) = differentiate(passes.head_again(task, head.params), [head])
+                again = passes.head_again(task, head.params)
+                (of_head,) = differentiate(again, [head], scale)
             heads[task] = head.flatten(of_head)
     return Gradients(rows, heads, clean.reached)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from lightning_flatmtl.engine.errors import NonFiniteError
+from lightning_flatmtl.engine.errors import NonFiniteError, ScaledOverflowError
 from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import (
     Aggregation,
@@ -45,6 +45,8 @@ class StepResult:
             when the step did not need them.
         flat_gram: The same for the flat parts; ``None`` without a split second pass.
         dead: Whether every task gradient was exactly zero.
+        overflow: What was not finite under loss scaling, in words; then the gradients are infinite,
+            so that the scaler skips the step.
     """
 
     loss: Tensor
@@ -52,6 +54,7 @@ class StepResult:
     gram: Tensor | None = None
     flat_gram: Tensor | None = None
     dead: bool = False
+    overflow: str | None = None
 
     @property
     def total(self) -> Tensor:
@@ -90,6 +93,7 @@ class MultiTaskStep:
         passes: Passes,
         aggregation: Aggregation | None = None,
         sharpness: Sharpness | None = None,
+        scale: Tensor | None = None,
     ) -> StepResult | None:
         """Run the passes and return the loss to differentiate.
 
@@ -99,13 +103,15 @@ class MultiTaskStep:
             aggregation: The aggregator; the plain sum of the losses if none is given.
             sharpness: The perturbations; ``None`` or radii of zero is the plain method, with no
                 second pass.
+            scale: The loss scale of 16-bit training, a scalar: the backward passes run on scaled
+                losses, everything else sees true gradients. What is not finite then overflowed.
 
         Returns:
             The result, or ``None`` when the batch has no loss at all.
 
         Raises:
             ValueError: If a loss is not a scalar or reaches no trainable parameter.
-            NonFiniteError: If a loss or a task gradient is NaN or infinite.
+            NonFiniteError: If a loss or a task gradient is NaN or infinite, without loss scaling.
         """
         aggregation = SumOfLosses() if aggregation is None else aggregation
         if sharpness is not None and not sharpness.active:
@@ -119,29 +125,45 @@ class MultiTaskStep:
         self.partition.share(passes.common)
         self.partition.observe(losses)
         if sharpness is None and not aggregation.needs_gradients:
-            return _weighted_sum(losses, aggregation)
-
+            return _weighted_sum(losses, aggregation, scale)
         self.partition.refuse_hidden()
         trainable = [p for p in module.parameters() if p.requires_grad]
         blocks = self._blocks(trainable, passes, tuple(losses), sharpness)
+        try:
+            return self._algorithm_1(losses, blocks, passes, aggregation, sharpness, scale)
+        except ScaledOverflowError as overflow:
+            return _to_be_skipped(losses, blocks, str(overflow))
+
+    def _algorithm_1(
+        self,
+        losses: dict[str, Tensor],
+        blocks: Blocks,
+        passes: Passes,
+        aggregation: Aggregation,
+        sharpness: Sharpness | None,
+        scale: Tensor | None,
+    ) -> StepResult:
+        check_finite = _Finite(blocks.tasks, scaled=scale is not None)
 
         # Lines 1 to 3: the gradients of every task, where the parameters are.
-        clean = task_gradients(losses, blocks)
-        losses = {task: loss.detach() for task, loss in losses.items()}  # the graph goes
+        clean = task_gradients(losses, blocks, scale)
+        for task, loss in losses.items():
+            losses[task] = loss.detach()  # the graph goes
         measures = measure(clean, losses, blocks, sharpness is not None and sharpness.adaptive)
-        _check_finite(measures.losses, "loss", blocks.tasks)
-        _check_finite(measures.gram.diagonal(), "gradient", blocks.tasks)
-        _check_finite(torch.tensor(measures.head_squares), "head's gradient", blocks.tasks)
+        check_finite(measures.losses, "loss")
+        check_finite(measures.gram.diagonal(), "gradient")
+        check_finite(torch.tensor(measures.head_squares), "head's gradient")
 
         # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
         second = clean
         if sharpness is not None:
             with passes.repeating():
-                second = sam_gradients(clean, measures, blocks, passes, sharpness)
+                second = sam_gradients(clean, measures, blocks, passes, sharpness, scale)
 
         # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
+        second_gram = _second_gram(clean, second, check_finite)
         weights = aggregation.loss_weights(blocks.tasks, measures.losses)
-        parts = _parts(clean, second, measures, blocks, sharpness, weights)
+        parts = _parts(clean, second, second_gram, measures, blocks, sharpness, weights)
         direction = blocks.vector("direction").zero_()
         for part in parts if blocks.shared.params else ():
             _aggregate_onto(direction, part, aggregation)
@@ -174,9 +196,39 @@ class MultiTaskStep:
         return FeatureBlocks(passes.features, trainable, self.partition, tasks, self._workspace)
 
 
+class _Finite:
+    """Stops at what is NaN or infinite: an error, or, under loss scaling, a step to be skipped."""
+
+    def __init__(self, tasks: tuple[str, ...], scaled: bool) -> None:
+        self._tasks = tasks
+        self._scaled = scaled
+
+    def __call__(self, values: Tensor, what: str) -> None:
+        for task, value in zip(self._tasks, values.tolist(), strict=True):
+            if math.isfinite(value):
+                continue
+            if self._scaled:
+                raise ScaledOverflowError(f"the {what} of task '{task}'")
+            raise NonFiniteError(
+                f"The {what} of task '{task}' must be finite, got {value}. Look at the batch and "
+                "the loss of that task, or lower the learning rate (or rho, with TaskSAM)."
+            )
+
+
+def _second_gram(clean: Gradients, second: Gradients, check_finite: _Finite) -> Tensor | None:
+    """Gram of the second pass, ``None`` if there was none; checked before any state moves."""
+    if second is clean:
+        return None
+    gram, head_squares = measure_second(second)
+    check_finite(gram.diagonal(), "gradient at the perturbed point")
+    check_finite(head_squares, "head's gradient at the perturbed point")
+    return gram
+
+
 def _parts(
     clean: Gradients,
     second: Gradients,
+    second_gram: Tensor | None,
     measures: Measures,
     blocks: Blocks,
     sharpness: Sharpness | None,
@@ -188,16 +240,11 @@ def _parts(
         return TaskGradients(rows, gram, blocks.tasks, measures.losses, weights, part)
 
     loss_part = task_gradients(clean.shared, measures.gram, "loss")
-    if second is clean:
-        return [loss_part]
-    gram, head_squares = measure_second(second)
-    _check_finite(gram.diagonal(), "gradient at the perturbed point", blocks.tasks)
-    _check_finite(head_squares, "head's gradient at the perturbed point", blocks.tasks)
-    if second.shared is clean.shared:
+    if second_gram is None or second.shared is clean.shared:
         return [loss_part]
     if sharpness is not None and sharpness.aggregate == "direct":
-        return [task_gradients(second.shared, gram, "loss")]
-    return [loss_part, task_gradients(second.shared, gram, "flat")]
+        return [task_gradients(second.shared, second_gram, "loss")]
+    return [loss_part, task_gradients(second.shared, second_gram, "flat")]
 
 
 def _aggregate_onto(direction: Tensor, part: TaskGradients, aggregation: Aggregation) -> None:
@@ -208,12 +255,24 @@ def _aggregate_onto(direction: Tensor, part: TaskGradients, aggregation: Aggrega
         direction += aggregation.aggregate(part)
 
 
-def _weighted_sum(losses: Mapping[str, Tensor], aggregation: Aggregation) -> StepResult:
+def _to_be_skipped(losses: Mapping[str, Tensor], blocks: Blocks, overflow: str) -> StepResult:
+    """Infinite gradients: the scaler sees them, skips the step and lowers the scale."""
+    params = [*blocks.shared.params, *(p for head in blocks.heads.values() for p in head.params)]
+    gradients = [torch.full_like(p, math.inf) for p in params]
+    detached = {task: loss.detach() for task, loss in losses.items()}
+    loss = surrogate_loss(torch.stack(list(detached.values())).sum(), params, gradients)
+    return StepResult(loss, detached, overflow=overflow)
+
+
+def _weighted_sum(
+    losses: Mapping[str, Tensor], aggregation: Aggregation, scale: Tensor | None
+) -> StepResult:
     """Where the losses alone give the weights, their weighted sum is all that is needed."""
     detached = {task: loss.detach() for task, loss in losses.items()}
     values = torch.stack([loss.to(torch.float64) for loss in detached.values()]).cpu()
     tasks = tuple(losses)
-    _check_finite(values, "loss", tasks)
+    if scale is None:  # the scaler looks at the gradients
+        _Finite(tasks, scaled=False)(values, "loss")
     weights = aggregation.loss_weights(tasks, values)
     terms = list(losses.values())
     if weights is not None:
@@ -253,13 +312,4 @@ def _check_graphs(losses: Mapping[str, Tensor]) -> None:
             raise ValueError(
                 f"The loss of task '{task}' must depend on a trainable parameter, got one without "
                 "a graph. Unfreeze a parameter that it uses, or leave the task out."
-            )
-
-
-def _check_finite(values: Tensor, what: str, tasks: tuple[str, ...]) -> None:
-    for task, value in zip(tasks, values.tolist(), strict=True):
-        if not math.isfinite(value):
-            raise NonFiniteError(
-                f"The {what} of task '{task}' must be finite, got {value}. Look at the batch and "
-                "the loss of that task, or lower the learning rate (or rho, with TaskSAM)."
             )

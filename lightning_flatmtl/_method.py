@@ -1,0 +1,75 @@
+"""What an aggregator and a TaskSAM have in common: they look for the module to train."""
+
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from lightning_flatmtl._host import Host, refuse_second
+from lightning_flatmtl.takeover import TakeOver
+
+__all__ = ["MethodCallback"]
+
+_KEY = "lightning_flatmtl.partition"
+
+
+class MethodCallback(Callback):
+    """A callback that says how the tasks of a module are trained.
+
+    A :class:`~lightning_flatmtl.MultiTaskModule` asks its Trainer for such callbacks. Any other
+    module with automatic optimization is taken over for the time of the fit, see
+    :class:`~lightning_flatmtl.takeover.TakeOver`; the first of the callbacks sees to it.
+    """
+
+    role: Literal["Aggregator", "TaskSAM"]
+    """A Trainer may have one callback of each."""
+
+    _taken: TakeOver | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        refuse_second(self.role, trainer)
+        if stage == "fit" and not isinstance(pl_module, Host) and self._leads(trainer):
+            self._taken = TakeOver(trainer, pl_module)
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._taken is not None:
+            self._taken.after_epoch()
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._give_back()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._give_back()
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._taken is not None:
+            checkpoint[_KEY] = self._taken.state_dict()
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self._taken is not None and _KEY in checkpoint:
+            self._taken.load_state_dict(checkpoint[_KEY])
+
+    def _leads(self, trainer: Trainer) -> bool:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]
+        return next(c for c in callbacks if isinstance(c, MethodCallback)) is self
+
+    def _give_back(self) -> None:
+        if self._taken is not None:
+            self._taken.give_back()
+            self._taken = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has taken nothing over.
+        return {k: v for k, v in vars(self).items() if k != "_taken"}

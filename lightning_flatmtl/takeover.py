@@ -1,0 +1,279 @@
+"""Algorithm 1 inside a LightningModule with automatic optimization that knows nothing of it."""
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from lightning_flatmtl._host import (
+    aggregator_of,
+    loss_scale,
+    refuse_unfit_trainer,
+    sharpness_of,
+    warn_of_lost_scale,
+)
+from lightning_flatmtl._muting import metrics_unmoved
+from lightning_flatmtl._watch import TrainingWatch
+from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses
+
+__all__ = ["TakeOver", "host_of", "second_pass"]
+
+_EXPECTED = (
+    '`training_step` must return {"loss": total, "losses": {"a": loss_a, "b": loss_b}} with a '
+    "scalar loss for every task"
+)
+
+
+class TakeOver:
+    """Stands in for the ``training_step`` of an existing module during one fit.
+
+    An aggregator or a TaskSAM in the Trainer's callbacks puts it there; a user never makes one.
+    Called as ``training_step``, it runs the module's own one for the task losses, runs the engine,
+    and returns a loss whose value is the module's and whose gradient is what the engine computed.
+    Everything after that (loss scaling, accumulation, clipping, the optimizer step, schedulers,
+    checkpoints) is Lightning's automatic optimization and none the wiser.
+
+    The second pass runs ``training_step`` again, with the same batch and the same random numbers.
+    ``self.log`` does nothing then, metrics of torchmetrics and buffers are put back, and
+    :func:`second_pass` is true.
+
+    What is shared is found from the graph of the losses. A module may say it itself with methods
+    ``shared_parameters()`` and ``task_parameters(name)``, as a
+    :class:`~lightning_flatmtl.MultiTaskModule` does.
+
+    Args:
+        trainer: The Trainer of the fit.
+        module: The module to train.
+
+    Raises:
+        MisconfigurationException: If the module cannot be taken over.
+    """
+
+    def __init__(self, trainer: Trainer, module: LightningModule) -> None:
+        refuse_unfit_module(module)
+        refuse_unfit_trainer(trainer)
+        self.aggregator = aggregator_of(trainer)
+        self.sharpness = sharpness_of(trainer)
+        warn_of_lost_scale(self.aggregator, self.sharpness)
+        self.engine = MultiTaskStep()
+        self.watch = TrainingWatch(())
+        self.last_step: StepResult | None = None
+        self.second_pass = False
+        self._trainer = trainer
+        self._module = module
+        self._own = vars(module).get("training_step")  # set by hand or by torch.compile
+        self._original = module.training_step
+        # Lightning reads the signature through this, one level deep.
+        self.__wrapped__ = inspect.unwrap(self._original)
+        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._total_checked = False
+        self._declare(shared=_declared(module, "shared_parameters"))
+        module.training_step = self  # type: ignore[method-assign]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """One step of Algorithm 1 in the place of the module's ``training_step``."""
+        if not torch.is_grad_enabled():
+            return self._original(*args, **kwargs)
+        self._arguments = args, kwargs
+        outputs: Any = None
+
+        def losses() -> Mapping[str, Tensor]:
+            nonlocal outputs
+            given = self._original(*args, **kwargs)
+            found = _task_losses(given)
+            if not self.second_pass:
+                outputs = given
+                self._declare_heads(found)
+            return found
+
+        result = self.engine(
+            self._module,
+            WholePasses(losses, self._module, self._muted),
+            self.aggregator,
+            self.sharpness,
+            loss_scale(self._trainer, self._module),
+        )
+        self.last_step = None if result is None else result.detached()
+        if result is None:
+            self.watch.skip()
+            return None
+        self.watch.after_step(result, self.engine.partition, self._module, self.sharpness)
+        return self._outputs(outputs, result)
+
+    def losses_again(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """The losses of the latest batch at the parameters as they are now, for callbacks.
+
+        No gradients, and no trace in buffers, metrics, logs and random streams.
+        """
+        args, kwargs = self._arguments
+        passes = WholePasses(
+            lambda: _task_losses(self._original(*args, **kwargs)), self._module, self._muted
+        )
+        precision = self._trainer.precision_plugin
+        with torch.no_grad(), passes.repeating(), precision.forward_context():
+            return {task: loss.float() for task, loss in passes.clean().items()}
+
+    def after_epoch(self) -> None:
+        """Speak up about what an epoch has shown."""
+        self.watch.after_epoch(self.engine.partition, self._module)
+        skipped = self.watch.take_skipped()
+        if skipped:
+            self._module.log("train/skipped_batches", float(skipped))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is shared, by parameter name."""
+        return self.engine.partition.state_dict(dict(self._module.named_parameters()))
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from :meth:`state_dict`."""
+        self.engine.partition.load_state_dict(state, dict(self._module.named_parameters()))
+
+    def give_back(self) -> None:
+        """Put the module's own ``training_step`` back."""
+        if vars(self._module).get("training_step") is self:
+            del self._module.training_step
+            if self._own is not None:
+                self._module.training_step = self._own
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        # A copy of the module (weight averaging makes some) has its own plain training_step.
+        return deepcopy(self._original, memo)
+
+    def __reduce__(self) -> Any:
+        return _itself, (self._original,)
+
+    def _outputs(self, outputs: Any, result: StepResult) -> dict[str, Any]:
+        """What the module returned, without graphs and with the engine's loss in it."""
+        outputs = pytree.tree_map_only(Tensor, Tensor.detach, dict(outputs))
+        loss = result.loss
+        if "loss" in outputs:
+            self._check_total(outputs["loss"], result)
+            # The module's value with the engine's gradient.
+            loss = loss + (outputs["loss"] - loss.detach())
+        return {**outputs, "loss": loss, "losses": result.losses}
+
+    def _check_total(self, total: Tensor, result: StepResult) -> None:
+        if self._total_checked or result.overflow is not None:
+            return
+        self._total_checked = True
+        given, summed = float(total), float(result.total)
+        if abs(given - summed) > 0.01 * max(abs(given), abs(summed)):
+            rank_zero_warn(
+                f'"loss" is {given:.4g} and the "losses" sum to {summed:.4g}. With an aggregator '
+                'or TaskSAM only the "losses" are trained: weigh them themselves, and add other '
+                "terms (a penalty, an auxiliary loss) to one of them or as a task of their own.",
+                category=UserWarning,
+            )
+
+    def _declare_heads(self, losses: Mapping[str, Tensor]) -> None:
+        if not hasattr(self._module, "task_parameters"):
+            return
+        for task in losses:
+            if task not in self.engine.partition.seen:
+                self._declare(heads={task: _declared(self._module, "task_parameters", task) or ()})
+
+    def _declare(
+        self, shared: Iterable[Any] | None = None, heads: dict[str, Any] | None = None
+    ) -> None:
+        self.engine.partition.declare(shared, heads)
+
+    @contextmanager
+    def _muted(self) -> Iterator[None]:
+        module = self._module
+        own_log = vars(module).get("log")
+        module.log = _silent  # type: ignore[method-assign]
+        self.second_pass = True
+        try:
+            with metrics_unmoved(module):
+                yield
+        finally:
+            self.second_pass = False
+            del module.log
+            if own_log is not None:
+                module.log = own_log  # type: ignore[method-assign]
+
+
+def second_pass(module: LightningModule) -> bool:
+    """Whether ``module`` is being run at perturbed parameters.
+
+    What must happen once a batch and cannot be muted from outside, such as writing to
+    ``self.logger.experiment`` or filling a queue, asks this first.
+
+    Args:
+        module: Any LightningModule, usually ``self`` in its ``training_step``.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> second_pass(BoringModel())
+        False
+    """
+    return bool(getattr(host_of(module), "second_pass", False))
+
+
+def host_of(module: LightningModule) -> Any:
+    """What runs the steps of ``module``: itself, or the take-over that stands in for it."""
+    step = vars(module).get("training_step")
+    return step if isinstance(step, TakeOver) else module
+
+
+def refuse_unfit_module(module: LightningModule) -> None:
+    """Refuse a module whose steps cannot be run again or are not Lightning's.
+
+    Raises:
+        MisconfigurationException: If it optimizes by hand or fetches its batches itself.
+    """
+    name = type(module).__name__
+    if not module.automatic_optimization:
+        raise MisconfigurationException(
+            f"Expected a module with automatic optimization or a MultiTaskModule, got {name} with "
+            "`automatic_optimization = False`, which steps its optimizers itself. Let "
+            '`training_step` return {"loss": total, "losses": {task: loss}} and remove the manual '
+            "optimization, or derive it from lightning_flatmtl.MultiTaskModule and override "
+            "`losses`."
+        )
+    if "dataloader_iter" in inspect.signature(module.training_step).parameters:
+        raise MisconfigurationException(
+            f"Expected `training_step(self, batch, batch_idx)`, got one of {name} with "
+            "`dataloader_iter`, which cannot be run twice on the same batch. Take the batch as an "
+            "argument."
+        )
+
+
+def _task_losses(outputs: Any) -> dict[str, Tensor]:
+    """The losses in what a ``training_step`` returned; a task with ``None`` is absent."""
+    if outputs is None:
+        return {}
+    if not isinstance(outputs, Mapping) or "losses" not in outputs:
+        got = (
+            f"a mapping with the keys {list(outputs)}"
+            if isinstance(outputs, Mapping)
+            else (type(outputs).__name__)
+        )
+        raise MisconfigurationException(f"With an aggregator or TaskSAM {_EXPECTED}, got {got}.")
+    losses = outputs["losses"]
+    if not isinstance(losses, Mapping):
+        raise MisconfigurationException(
+            f'With an aggregator or TaskSAM {_EXPECTED}, got {type(losses).__name__} for "losses".'
+        )
+    return {str(task): loss for task, loss in losses.items() if loss is not None}
+
+
+def _declared(module: LightningModule, name: str, *args: Any) -> Any:
+    method = getattr(module, name, None)
+    return method(*args) if callable(method) else None
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """``self.log`` in a second pass."""
+
+
+def _itself(original: Any) -> Any:
+    return original
