@@ -5,7 +5,7 @@ losses cleanly and how to compute one task's loss again under the same random nu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -13,8 +13,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from typing_extensions import override
 
 from lightning_flatmtl.engine.hygiene import BufferSnapshot, RandomTape, frozen_buffers
+from lightning_flatmtl.engine.memo import CallMemo
 from lightning_flatmtl.engine.partition import reached_parameters
 
 __all__ = ["ComposedPasses", "Passes", "WholePasses"]
@@ -39,6 +41,7 @@ class Passes(ABC):
         self._around = around
         self._tape = RandomTape(device)
         self._start: BufferSnapshot | None = None
+        self._heads: Sequence[Sequence[Tensor]] = ()
         self._put_back: Callable[[], None] | None = None
         self.features: list[Tensor] | None = None
         """The features with their graph, if the task Jacobian is to be taken there."""
@@ -56,6 +59,10 @@ class Passes(ABC):
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The loss of ``task`` when only its ``head`` has moved since the clean pass."""
         return self.again(task)
+
+    def expect_heads(self, heads: Sequence[Sequence[Tensor]]) -> None:
+        """Learn before the clean pass which heads will be asked for by :meth:`head_again`."""
+        self._heads = heads
 
     def keep_start(self) -> None:
         """Remember the buffers, before the clean pass, for passes that are to begin there."""
@@ -83,6 +90,9 @@ class Passes(ABC):
 class WholePasses(Passes):
     """For a model that does not split: every pass computes all losses.
 
+    Where only a head has moved, the modules beside it are not run again, see
+    :class:`~lightning_flatmtl.engine.memo.CallMemo`.
+
     Args:
         losses: Computes the losses of the batch by task name.
         module: See :class:`Passes`.
@@ -97,10 +107,12 @@ class WholePasses(Passes):
     ) -> None:
         super().__init__(module, around)
         self._losses = losses
+        self._memo = CallMemo(module, self._tape)
 
     def clean(self) -> dict[str, Tensor]:
         """All losses of the batch."""
-        losses = self._record("losses", self._losses)
+        with self._memo.recording(self._heads):
+            losses = self._record("losses", self._losses)
         if not isinstance(losses, Mapping):
             raise ValueError(
                 "`losses` must return a mapping from task names to scalar losses, got "
@@ -110,7 +122,13 @@ class WholePasses(Passes):
 
     def again(self, task: str) -> Tensor:
         """All losses once more; that of ``task`` is returned."""
+        self._memo.clear()
         return self._replay("losses", self._losses)[task]
+
+    @override
+    def head_again(self, task: str, head: list[Tensor]) -> Tensor:
+        with self._memo.serving(head):
+            return self._replay("losses", self._losses)[task]
 
 
 class ComposedPasses(Passes):

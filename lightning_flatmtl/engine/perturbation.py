@@ -1,7 +1,7 @@
 """The second pass: every task's gradients at its own perturbed parameters."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
@@ -60,49 +60,65 @@ def sam_gradients(
     Returns:
         New gradients; for a part that does not move, the clean ones.
     """
-    shared = blocks.shared
     rows = blocks.rows("second") if sharpness.moves_shared else clean.shared
     heads = dict(clean.heads)
-    saved = shared.save(blocks.vector("saved"))
-    adaptive = sharpness.adaptive
-    squares = torch.square(saved, out=blocks.vector("squares")) if adaptive else None
+    perturbed = _Perturbed(clean, measures, blocks, sharpness)
 
     def keep_shared(i: int, gradients: Sequence[Tensor | None]) -> None:
         if sharpness.aggregate == "split":
-            shared.write_difference(gradients, clean.shared[i], rows[i])
+            blocks.shared.write_difference(gradients, clean.shared[i], rows[i])
         else:
-            shared.write(gradients, rows[i])
+            blocks.shared.write(gradients, rows[i])
 
-    for i, task in enumerate(blocks.tasks):
-        head = blocks.heads[task]
-        at_shared = moved(
-            shared,
-            saved,
-            clean.shared[i],
-            ascent_factor(sharpness.rho_shared, measures.shared_squares[i]),
-            squares,
-        )
-        head_values = head.values()
-        at_head = moved(
-            head,
-            head_values,
-            clean.heads[task],
-            ascent_factor(sharpness.rho_heads, measures.head_squares[i]),
-            head_values.square() if adaptive else None,
-        )
-        if sharpness.point == "joint":
-            with at_shared, at_head:
-                of_shared, of_head = differentiate(passes.again(task), [shared, head], scale)
+    if sharpness.point == "joint":
+        for i, task in enumerate(blocks.tasks):
+            head = blocks.heads[task]
+            with perturbed.shared(i), perturbed.head(i):
+                again = passes.again(task)
+                of_shared, of_head = differentiate(again, [blocks.shared, head], scale)
             keep_shared(i, of_shared)
             heads[task] = head.flatten(of_head)
-            continue
-        if sharpness.moves_shared and shared.params:
-            with at_shared:
-                (of_shared,) = differentiate(passes.again(task), [shared], scale)
-            keep_shared(i, of_shared)
-        if sharpness.moves_heads and head.params:
-            with at_head:
+        return Gradients(rows, heads, clean.reached)
+
+    # The heads come first, while what the clean pass has left behind is still there.
+    for i, task in enumerate(blocks.tasks if sharpness.moves_heads else ()):
+        head = blocks.heads[task]
+        if head.params:
+            with perturbed.head(i):
                 again = passes.head_again(task, head.params)
                 (of_head,) = differentiate(again, [head], scale)
             heads[task] = head.flatten(of_head)
+    shared_moves = sharpness.moves_shared and blocks.shared.params
+    for i, task in enumerate(blocks.tasks if shared_moves else ()):
+        with perturbed.shared(i):
+            (of_shared,) = differentiate(passes.again(task), [blocks.shared], scale)
+        keep_shared(i, of_shared)
     return Gradients(rows, heads, clean.reached)
+
+
+class _Perturbed:
+    """The parameters at each task's own perturbed point."""
+
+    def __init__(
+        self, clean: Gradients, measures: Measures, blocks: Blocks, sharpness: Sharpness
+    ) -> None:
+        self._clean, self._measures, self._blocks = clean, measures, blocks
+        self._sharpness = sharpness
+        self._saved = blocks.shared.save(blocks.vector("saved"))
+        adaptive = sharpness.adaptive
+        self._squares = (
+            torch.square(self._saved, out=blocks.vector("squares")) if adaptive else None
+        )
+
+    def shared(self, i: int) -> AbstractContextManager[None]:
+        factor = ascent_factor(self._sharpness.rho_shared, self._measures.shared_squares[i])
+        row = self._clean.shared[i]
+        return moved(self._blocks.shared, self._saved, row, factor, self._squares)
+
+    def head(self, i: int) -> AbstractContextManager[None]:
+        task = self._blocks.tasks[i]
+        head = self._blocks.heads[task]
+        factor = ascent_factor(self._sharpness.rho_heads, self._measures.head_squares[i])
+        saved = head.values()
+        squares = saved.square() if self._sharpness.adaptive else None
+        return moved(head, saved, self._clean.heads[task], factor, squares)

@@ -118,6 +118,9 @@ class MultiTaskStep:
             sharpness = None
         if sharpness is not None:
             passes.keep_start()
+            if sharpness.point == "separate" and sharpness.moves_heads:
+                params = [p for p in module.parameters() if p.requires_grad]
+                passes.expect_heads([self.partition.head(t, params) for t in self.partition.seen])
         losses = passes.clean()
         if not losses:
             return None

@@ -1,0 +1,176 @@
+"""With one head moved, only that head runs again, and the answer is the same."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_flatmtl.aggregators import CAGrad
+from lightning_flatmtl.engine import MultiTaskStep, Sharpness, WholePasses
+from lightning_flatmtl.engine.memo import CallMemo
+from tests.helpers import Calls
+
+X = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+Y = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+class Net(nn.Module):
+    """A trunk and two heads; the subclasses are awkward in one way each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.trunk = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(0.3), nn.Linear(5, 4))
+        self.mix = nn.Linear(4, 4)
+        self.a = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh(), nn.Linear(4, 3))
+        self.b = nn.Linear(4, 3)
+        self.double()
+
+    def losses(self) -> dict[str, Tensor]:
+        z = self.trunk(X)
+        return {"a": self.loss(self.a(z)), "b": self.loss(self.b(z))}
+
+    def loss(self, predictions: Tensor) -> Tensor:
+        return (predictions - Y).square().mean()
+
+
+class GluedByFunctions(Net):
+    def losses(self):
+        z = torch.relu(self.trunk(X.float().double() * 1.0) + 0.1)
+        return {"a": self.loss(self.a(z)), "b": self.loss(self.b(z).tanh())}
+
+
+class DetachedTeacher(Net):
+    """Task b learns what task a predicts; the trunk runs on it, without a graph in between."""
+
+    def losses(self):
+        teacher = self.a(self.trunk(X))
+        again = self.trunk(torch.cat([teacher, teacher[:, :1]], dim=1).detach())
+        return {"a": self.loss(teacher), "b": self.loss(self.b(again) + self.mix(again)[:, :3])}
+
+
+class InPlace(Net):
+    def losses(self):
+        z = self.trunk(X)
+        first = self.a(z.clone())
+        return {"a": self.loss(first), "b": self.loss(self.b(z.mul_(2.0)))}
+
+
+class Stash(Net):
+    """Keeps an activation on the side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk[1].register_forward_hook(self.keep)
+
+    def keep(self, layer: nn.Module, args: Any, output: Tensor) -> None:
+        self.kept = output
+
+    def losses(self):
+        z = self.trunk(X)
+        return {"a": self.loss(self.a(z) * self.kept[:, :3]), "b": self.loss(self.b(z))}
+
+
+class ReplacingHook(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk.register_forward_hook(lambda layer, args, output: 2.0 * output + 1.0)
+
+
+class Recurrent(Net):
+    def losses(self):
+        z = self.trunk(X)
+        for _ in range(3):
+            z = self.mix(z).tanh()
+        return {"a": self.loss(self.a(z)), "b": self.loss(self.b(z + self.trunk(X)))}
+
+
+class ByKeyword(Net):
+    def losses(self):
+        z = self.trunk(input=X)
+        return {"a": self.loss(self.a(input=z)), "b": self.loss(self.b(input=z))}
+
+
+class NoGrad(Net):
+    def losses(self):
+        with torch.no_grad():
+            anchor = self.trunk(X)
+        z = self.trunk(X)
+        return {"a": self.loss(self.a(z) + anchor[:, :3]), "b": self.loss(self.b(z - anchor))}
+
+
+NETS = [
+    Net,
+    GluedByFunctions,
+    DetachedTeacher,
+    InPlace,
+    Stash,
+    ReplacingHook,
+    Recurrent,
+    ByKeyword,
+    NoGrad,
+]
+
+
+@contextmanager
+def nothing(self: CallMemo, *_: Any) -> Iterator[None]:
+    yield
+
+
+def gradients(net: Net, steps: int = 2) -> list[Tensor | None]:
+    engine, found = MultiTaskStep(), []
+    torch.manual_seed(9)
+    for _ in range(steps):  # what is a head is known from the second step on
+        net.zero_grad()
+        result = engine(net, WholePasses(net.losses, net), CAGrad(0.4), Sharpness(0.3, 0.5))
+        assert result is not None
+        result.loss.backward()
+        found += [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    return found
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_the_answer_is_that_of_running_everything(
+    monkeypatch: pytest.MonkeyPatch, kind: type[Net]
+) -> None:
+    ours = gradients(kind())
+    monkeypatch.setattr(CallMemo, "recording", nothing)
+    monkeypatch.setattr(CallMemo, "serving", nothing)
+    plain = gradients(kind())
+    for a, b in zip(ours, plain, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_only_the_moved_head_runs() -> None:
+    net = Net()
+    engine = MultiTaskStep()
+    trunk, a, b = Calls(net.trunk[0]), Calls(net.a[0]), Calls(net.b)
+    counts = []
+    for _ in range(2):
+        engine(net, WholePasses(net.losses, net), CAGrad(0.4), Sharpness(0.3, 0.5))
+        counts.append((trunk.count, a.count, b.count))
+        trunk.count = a.count = b.count = 0
+    everything = 1 + 2 + 2  # clean, shared of each task, head of each task
+    assert counts[0] == (everything, everything, everything)
+    assert counts[1][0] == 1 + 2
+    assert counts[1][1] == 1 + 2 + 1
+    # `Calls` counts answers from memory too where the layer is answered for itself.
+    assert "forward" not in vars(net.trunk) | vars(net.b)
+
+
+def test_a_changed_answer_is_not_given_again() -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    memo = CallMemo(net, WholePasses(dict, net)._tape)
+    x = torch.ones(1, 2)
+    first = Calls(net[0])
+    with memo.recording([list(net[1].parameters())]):
+        before = net[0](x)
+    with memo.serving(list(net[1].parameters())):
+        assert torch.equal(net[0](x), before)
+    x += 1.0
+    with memo.serving(list(net[1].parameters())):
+        assert not torch.equal(net[0](x), before)
+    assert first.count == 3  # hooks run for answers from memory as well
