@@ -35,7 +35,9 @@ def per_task(batch: Any, tasks: Sequence[Task], own_form: bool) -> dict[Task, An
     )
     raise ValueError(
         "A batch must be `(inputs, {task: target})`, or `{task: (inputs, target)}` with a data set "
-        f"per task, got {got}. Change the data set, or override `encode` and `task_loss`."
+        f"per task, got {got}. Change the data set, or override `encode` and `task_loss`. (A "
+        "mapping of validation loaders is read one loader after the other: return "
+        "`CombinedLoader({task: loader, ...}, 'max_size')` instead.)"
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from lightning_flatmtl._compile import CompiledParts, SeveralBackwards
 from lightning_flatmtl._host import (
     refuse_unfit_gradients,
     refuse_unfit_trainer,
@@ -25,6 +26,9 @@ class EpochReports(Callback):
     A callback, so that it keeps working when the module overrides hooks.
     """
 
+    def __init__(self) -> None:
+        self._borrowed: list[SeveralBackwards | CompiledParts] = []
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
@@ -35,6 +39,8 @@ class EpochReports(Callback):
             refuse_unfit_trainer(trainer)
             refuse_unfit_gradients(module.gradients, module.sharpness)
             warn_of_lost_scale(module.aggregator, module.sharpness)
+            self._borrowed = [SeveralBackwards()]
+        self._borrowed.append(CompiledParts(pl_module, module.compilable))
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -43,13 +49,23 @@ class EpochReports(Callback):
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
+            self._give_back()
             _typed(pl_module).end_fit()
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self._give_back()
+
+    def _give_back(self) -> None:
+        while self._borrowed:
+            self._borrowed.pop().release()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _typed(pl_module)
-        if _whole_epoch(trainer):
-            module.watch.after_epoch(module.engine.partition, module)
+        module.watch.after_epoch(module.engine.partition, module, _whole_epoch(trainer))
         skipped = module.watch.take_skipped()
         if skipped:
             module.log("train/skipped_batches", float(skipped))

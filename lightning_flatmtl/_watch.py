@@ -30,6 +30,7 @@ class TrainingWatch:
         self._dead_for = 0
         self._overflowing_for = 0
         self._spare_told = False
+        self._absent_told = False
         self.skipped = 0
         """Batches of the present epoch in which no task had a label."""
 
@@ -81,15 +82,23 @@ class TrainingWatch:
         skipped, self.skipped = self.skipped, 0
         return skipped
 
-    def after_epoch(self, partition: Partition, module: nn.Module) -> None:
-        """Refuse tasks that no batch of a whole epoch had.
+    def after_epoch(self, partition: Partition, module: nn.Module, whole: bool = True) -> None:
+        """Refuse tasks that no batch of a whole epoch had; of a part of one, only say so.
 
         Raises:
             MisconfigurationException: If there is such a task.
         """
         absent = [task for task in self._tasks if task not in partition.seen]
+        names = ", ".join(f"'{task}'" for task in absent)
+        if absent and not whole:
+            if not self._absent_told:
+                self._absent_told = True
+                rank_zero_warn(
+                    f"No batch so far had targets of {names}; their heads are not trained.",
+                    category=UserWarning,
+                )
+            return
         if absent:
-            names = ", ".join(f"'{task}'" for task in absent)
             raise MisconfigurationException(
                 f"Expected every task in at least one batch of the epoch, got none with {names}. "
                 "Correct the name, put its targets into the batches, or remove the task."

@@ -27,6 +27,7 @@ from lightning_flatmtl.engine import (
     StepResult,
     WholePasses,
 )
+from lightning_flatmtl.engine.step import check_scalars
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.task import Task
@@ -161,6 +162,12 @@ class MultiTaskModule(LightningModule, Host):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         self._lr_scheduler_config = _checked(lr_scheduler_config or {})
+        if lr_scheduler_config and lr_scheduler is None:
+            raise ValueError(
+                f"`lr_scheduler_config` needs a `lr_scheduler`, got {lr_scheduler_config} and "
+                "`lr_scheduler=None`. Pass the scheduler, such as `lr_scheduler=lambda o: "
+                "torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=100)`."
+            )
         self._manual = ManualOptimization(
             gradient_clip_val, gradient_clip_algorithm, accumulate_grad_batches
         )
@@ -373,6 +380,11 @@ class MultiTaskModule(LightningModule, Host):
         return delta_m(values, self.baselines, self.task_metrics.directions)
 
     @property
+    def compilable(self) -> tuple[str, ...]:
+        """The methods that ``torch.compile(module)`` is to compile in training."""
+        return ("losses",) if self._overrides("losses") else ("encode", "task_output")
+
+    @property
     def _stage(self) -> str | None:
         """What the Trainer is at, in the words of the logged names; ``None`` without one."""
         trainer = self._trainer
@@ -384,7 +396,8 @@ class MultiTaskModule(LightningModule, Host):
 
     def _passes(self, batch: Any, batch_idx: int) -> Passes:
         if self._overrides("losses"):
-            return WholePasses(lambda: self.losses(batch, batch_idx), self, self._muted)
+            remember = self._compiler_ctx is None
+            return WholePasses(lambda: self.losses(batch, batch_idx), self, self._muted, remember)
         return self._composed(batch)
 
     def _composed(self, batch: Any) -> ComposedPasses:
@@ -414,7 +427,9 @@ class MultiTaskModule(LightningModule, Host):
     def _evaluate(self, stage: str, batch: Any, batch_idx: int, loader: int) -> None:
         self._loader = loader
         self._labels = {}
-        losses = {t: loss.detach() for t, loss in self.losses(batch, batch_idx).items()}
+        losses = dict(self.losses(batch, batch_idx))
+        check_scalars(losses)
+        losses = {task: loss.detach() for task, loss in losses.items()}
         if losses:
             self._log_losses(stage, losses, batch)
 
@@ -464,5 +479,10 @@ def _checked(config: dict[str, Any]) -> dict[str, Any]:
     if unknown:
         raise ValueError(
             f"`lr_scheduler_config` must have keys among {list(_SCHEDULER_KEYS)}, got {unknown}."
+        )
+    frequency = config.get("frequency", 1)
+    if not isinstance(frequency, int) or frequency < 1:
+        raise ValueError(
+            f"`frequency` in `lr_scheduler_config` must be an integer >= 1, got {frequency!r}."
         )
     return dict(config)

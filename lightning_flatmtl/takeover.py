@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from lightning_flatmtl._compile import SeveralBackwards
 from lightning_flatmtl._host import (
     aggregator_of,
     loss_scale,
@@ -63,6 +64,8 @@ class TakeOver:
         self.aggregator = aggregator_of(trainer)
         self.sharpness = sharpness_of(trainer)
         warn_of_lost_scale(self.aggregator, self.sharpness)
+        self._compiling = SeveralBackwards()
+        self._compiled = getattr(module, "_compiler_ctx", None) is not None
         self.engine = MultiTaskStep()
         self.watch = TrainingWatch(())
         self.last_step: StepResult | None = None
@@ -96,7 +99,7 @@ class TakeOver:
 
         result = self.engine(
             self._module,
-            WholePasses(losses, self._module, self._muted),
+            WholePasses(losses, self._module, self._muted, remember=not self._compiled),
             self.aggregator,
             self.sharpness,
             loss_scale(self._trainer, self._module),
@@ -138,6 +141,7 @@ class TakeOver:
 
     def give_back(self) -> None:
         """Put the module's own ``training_step`` back."""
+        self._compiling.release()
         if vars(self._module).get("training_step") is self:
             del self._module.training_step
             if self._own is not None:

@@ -97,6 +97,7 @@ class WholePasses(Passes):
         losses: Computes the losses of the batch by task name.
         module: See :class:`Passes`.
         around: See :class:`Passes`.
+        remember: Whether modules may be answered for; not where ``losses`` itself is compiled.
     """
 
     def __init__(
@@ -104,14 +105,16 @@ class WholePasses(Passes):
         losses: Callable[[], Mapping[str, Tensor]],
         module: nn.Module,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        remember: bool = True,
     ) -> None:
         super().__init__(module, around)
+        self._remember = remember
         self._losses = losses
         self._memo = CallMemo(module, self._tape)
 
     def clean(self) -> dict[str, Tensor]:
         """All losses of the batch."""
-        with self._memo.recording(self._heads):
+        with self._memo.recording(self._heads if self._remember else ()):
             losses = self._record("losses", self._losses)
         if not isinstance(losses, Mapping):
             raise ValueError(

@@ -303,7 +303,12 @@ def _surrogate(
     return surrogate_loss(total, params, gradients)
 
 
-def _check_graphs(losses: Mapping[str, Tensor]) -> None:
+def check_scalars(losses: Mapping[str, Tensor]) -> None:
+    """Refuse what is not a scalar tensor.
+
+    Raises:
+        ValueError: If there is such a loss; the message names the task.
+    """
     for task, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -311,6 +316,11 @@ def _check_graphs(losses: Mapping[str, Tensor]) -> None:
                 f"The loss of task '{task}' must be a scalar tensor, got {got}. Reduce it, for "
                 "example with `.mean()`."
             )
+
+
+def _check_graphs(losses: Mapping[str, Tensor]) -> None:
+    check_scalars(losses)
+    for task, loss in losses.items():
         if not loss.requires_grad:
             raise ValueError(
                 f"The loss of task '{task}' must depend on a trainable parameter, got one without "
