@@ -10,11 +10,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_flatmtl.engine import Sharpness
+from lightning_flatmtl.engine.processes import Alone, Processes, Together
 
 __all__ = [
     "Host",
     "aggregator_of",
     "loss_scale",
+    "processes_of",
     "refuse_second",
     "refuse_unfit_callbacks",
     "refuse_unfit_gradients",
@@ -80,12 +82,19 @@ def refuse_unfit_callbacks(trainer: Trainer) -> None:
 
 
 def refuse_unfit_trainer(trainer: Trainer) -> None:
-    """Refuse where an aggregator or TaskSAM would not be exact in this version."""
-    if trainer.world_size > 1:
+    """Refuse strategies under which an aggregator or TaskSAM would not be exact."""
+    kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    if not kinds & {"SingleDeviceStrategy", "DDPStrategy"}:
         raise MisconfigurationException(
-            f"Expected one process with an aggregator or TaskSAM, got {trainer.world_size}. This "
-            "version aggregates on one device only: use Trainer(devices=1)."
+            f"Expected one device or data-parallel training (strategy='ddp') with an aggregator or "
+            f"TaskSAM, got {type(trainer.strategy).__name__}, which shards parameters or gradients "
+            "in a way that hides those of single tasks. Use Trainer(strategy='ddp')."
         )
+
+
+def processes_of(trainer: Trainer) -> Processes:
+    """The processes that share the steps of the Trainer; to be closed after the fit."""
+    return Together() if trainer.world_size > 1 else Alone()
 
 
 def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None) -> None:

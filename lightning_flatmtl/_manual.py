@@ -4,15 +4,19 @@ import math
 import warnings
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
 from lightning_flatmtl._host import refuse_unfit_callbacks
 from lightning_flatmtl._schedulers import SchedulerStepper
+from lightning_flatmtl._untouched import UntouchedGradients
+from lightning_flatmtl.engine import StepResult
 
 __all__ = ["ManualOptimization"]
 
@@ -60,6 +64,7 @@ class ManualOptimization(Callback):
         self.accumulate_grad_batches = accumulate_grad_batches
         self._schedulers = SchedulerStepper()
         self._in_fit = False
+        self._untouched = UntouchedGradients()
         self._forget()
 
     def _forget(self) -> None:
@@ -68,12 +73,12 @@ class ManualOptimization(Callback):
         self._unused_batch: int | None = None  # one that has begun and has not come to `optimize`
         self._plateaus_due: int | None = None  # batch after which plateau schedulers are to look
 
-    def optimize(self, module: LightningModule, loss: Tensor | None, batch_idx: int) -> None:
-        """Differentiate ``loss`` and, at the end of a group of batches, step.
+    def optimize(self, module: LightningModule, result: StepResult | None, batch_idx: int) -> None:
+        """Differentiate the loss of a step and, at the end of a group of batches, update.
 
         Args:
             module: The module in training.
-            loss: The scalar to differentiate; ``None`` for a batch that has nothing to say.
+            result: What the engine found; ``None`` for a batch that has nothing to say.
             batch_idx: The batch's index in the epoch.
         """
         if not self._in_fit:
@@ -90,11 +95,14 @@ class ManualOptimization(Callback):
         # A group that was broken off, by the end of an epoch that was cut short, is forgotten.
         if not self._pending or batch_idx % self.accumulate_grad_batches == 0:
             self._zero_grad(trainer, module, optimizer, batch_idx)
-        if loss is not None:
+        if result is not None:
             # A short last group is divided by the full number too, as in automatic optimization.
             share = self.accumulate_grad_batches
-            module.manual_backward(loss if share == 1 else loss / share)
+            loss = result.loss if share == 1 else result.loss / share
+            module.manual_backward(loss)
+            self._untouched.after_backward(module.parameters(), result.untouched)
             self._pending = True
+        share_buffers(trainer)
         if self._closes_group(trainer, batch_idx):
             if self._pending:
                 module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, _nothing)
@@ -111,6 +119,7 @@ class ManualOptimization(Callback):
         batch_idx: int,
     ) -> None:
         self._pending = False
+        self._untouched.begin()
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             callback.on_before_zero_grad(trainer, module, optimizer.optimizer)
         module.on_before_zero_grad(optimizer.optimizer)
@@ -251,6 +260,19 @@ class ManualOptimization(Callback):
         due, self._plateaus_due = self._plateaus_due, None
         if due is not None:
             self._schedulers.step(trainer, "step", due, plateau=True)
+
+
+def share_buffers(trainer: Trainer) -> None:
+    """Give all processes the buffers of the first, as automatic optimization does.
+
+    Lightning's data-parallel training leaves them apart in manual optimization.
+    """
+    model = trainer.model
+    if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
+        return
+    with torch.no_grad():
+        for buffer in model.module.buffers():
+            dist.broadcast(buffer, src=0)
 
 
 def _nothing() -> None:

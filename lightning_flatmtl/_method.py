@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_flatmtl._host import Host, refuse_second
@@ -31,6 +32,18 @@ class MethodCallback(Callback):
         refuse_second(self.role, trainer)
         if stage == "fit" and not isinstance(pl_module, Host) and self._leads(trainer):
             self._taken = TakeOver(trainer, pl_module)
+
+    @override
+    def on_before_zero_grad(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._taken is not None:
+            self._taken.before_zero_grad()
+
+    @override
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._taken is not None:
+            self._taken.after_backward()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -81,7 +81,7 @@ class EpochReports(Callback):
 
     def _log_improvement(self, pl_module: LightningModule, stage: str) -> None:
         module = _typed(pl_module)
-        loaders = module.task_metrics.fed_loaders(stage)
+        loaders = module.task_metrics.fed_loaders(stage, pl_module.trainer)
         for loader in loaders:
             value = module.relative_improvement(stage, loader)
             # The hook is that of all loaders; Lightning names them in the steps only.

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Sequence
 from typing import cast
 
+import torch
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -45,14 +47,17 @@ class TaskMetrics(nn.Module):
             self.collections[_key(stage, loader)] = nn.ModuleDict(copies).train()
         return self._by_task(stage, loader).get(task)
 
-    def fed_loaders(self, stage: str) -> list[int]:
-        """The data loaders that have fed metrics in this epoch."""
-        return [i for i in self._loaders(stage) if any(self._fed(stage, i))]
+    def fed_loaders(self, stage: str, trainer: Trainer) -> list[int]:
+        """The data loaders that have fed metrics in this epoch, in any process."""
+        loaders = self._loaders(stage)
+        return [i for i in loaders if any(_anywhere(trainer, list(self._fed(stage, i))))]
 
-    def values(self, stage: str, loader: int) -> dict[str, Tensor] | None:
-        """All values by ``"task/metric"``; ``None`` while one of the metrics has not been fed."""
-        if not all(self._fed(stage, loader)):
-            return None
+    def fed(self, stage: str, loader: int, trainer: Trainer) -> bool:
+        """Whether all metrics have been fed in this epoch, each in some process."""
+        return all(_anywhere(trainer, list(self._fed(stage, loader))))
+
+    def values(self, stage: str, loader: int) -> dict[str, Tensor]:
+        """All values by ``"task/metric"``, over all processes."""
         return {
             name.removeprefix(f"{stage}/"): value
             for collection in self._by_task(stage, loader).values()
@@ -70,6 +75,16 @@ class TaskMetrics(nn.Module):
     def _by_task(self, stage: str, loader: int) -> dict[str, MetricCollection]:
         group = cast("nn.ModuleDict", self.collections[_key(stage, loader)])
         return cast("dict[str, MetricCollection]", dict(group.items()))
+
+
+def _anywhere(trainer: Trainer, flags: list[bool]) -> list[bool]:
+    """For each flag whether it is set in any process."""
+    if trainer.world_size == 1 or not flags:
+        return flags
+    mine = torch.tensor(flags, dtype=torch.float32, device=trainer.strategy.root_device)
+    summed = trainer.strategy.reduce(mine, reduce_op="sum")
+    assert isinstance(summed, Tensor)
+    return [n > 0 for n in summed.tolist()]
 
 
 def log_name(*parts: str) -> str:

@@ -9,10 +9,11 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lightning_flatmtl._batches import batch_size, is_pair, per_task, target_names
-from lightning_flatmtl._host import Host, aggregator_of, loss_scale, sharpness_of
+from lightning_flatmtl._host import Host, aggregator_of, loss_scale, processes_of, sharpness_of
 from lightning_flatmtl._manual import ManualOptimization
 from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._reports import EpochReports
@@ -254,8 +255,7 @@ class MultiTaskModule(LightningModule, Host):
         if isinstance(predictions, Tensor):
             predictions = predictions.detach()
         metrics.update(predictions, target)
-        for full_name, metric in metrics.items(copy_state=False):
-            self.log(full_name, metric, on_step=False, on_epoch=True, metric_attribute=full_name)
+        self._log_metrics(metrics)
 
     # How Lightning runs it.
 
@@ -269,13 +269,16 @@ class MultiTaskModule(LightningModule, Host):
         sharpness = self.sharpness
         scale = loss_scale(self.trainer, self) if self.has_method else None
         passes = self._passes(batch, batch_idx)
-        result = self.engine(self, passes, self.aggregator, sharpness, scale)
-        self._manual.optimize(self, None if result is None else result.loss, batch_idx)
+        last = self.trainer.is_last_batch
+        result = self.engine(self, passes, self.aggregator, sharpness, scale, last)
+        self._manual.optimize(self, result, batch_idx)
         self.last_step = None if result is None else result.detached()
         if result is None:
             self.watch.skip()
             return None
         self.watch.after_step(result, self.engine.partition, self, sharpness)
+        if self.engine.processes.size > 1:
+            self._log_in_step("train")
         self._log_losses("train", result.losses, batch)
         return {"loss": result.total, "losses": result.losses}
 
@@ -329,7 +332,7 @@ class MultiTaskModule(LightningModule, Host):
         passes = self._passes(batch, batch_idx)
         precision = self.trainer.precision_plugin
         with torch.no_grad(), passes.repeating(), precision.forward_context():
-            return {task: loss.float() for task, loss in passes.clean().items()}
+            return self.engine.means(passes)
 
     @property
     def has_method(self) -> bool:
@@ -351,9 +354,9 @@ class MultiTaskModule(LightningModule, Host):
 
     def start_fit(self) -> None:
         """Forget what an earlier fit found out; called before the first batch of every fit."""
-        self.engine = MultiTaskStep()
-        self.watch = TrainingWatch([task.name for task in self.tasks])
         trainer = self._trainer
+        self.engine = MultiTaskStep(processes=None if trainer is None else processes_of(trainer))
+        self.watch = TrainingWatch([task.name for task in self.tasks])
         # Kept, because a learning-rate finder trains with callbacks of its own.
         self._method = (
             (None, None) if trainer is None else (aggregator_of(trainer), sharpness_of(trainer))
@@ -361,6 +364,7 @@ class MultiTaskModule(LightningModule, Host):
 
     def end_fit(self) -> None:
         """Give the memory of the steps back; what was found out stays."""
+        self.engine.processes.close()
         self.engine = MultiTaskStep(self.engine.partition)
         self._method = (None, None)
 
@@ -374,7 +378,8 @@ class MultiTaskModule(LightningModule, Host):
 
     def relative_improvement(self, stage: str, loader: int = 0) -> float | None:
         """Delta_m of the epoch, ``None`` without baselines or while a metric has no value."""
-        values = None if self.baselines is None else self.task_metrics.values(stage, loader)
+        fed = self.baselines is not None and self.task_metrics.fed(stage, loader, self.trainer)
+        values = self.task_metrics.values(stage, loader) if fed else None
         if self.baselines is None or values is None:
             return None
         return delta_m(values, self.baselines, self.task_metrics.directions)
@@ -397,7 +402,13 @@ class MultiTaskModule(LightningModule, Host):
     def _passes(self, batch: Any, batch_idx: int) -> Passes:
         if self._overrides("losses"):
             remember = self._compiler_ctx is None
-            return WholePasses(lambda: self.losses(batch, batch_idx), self, self._muted, remember)
+            return WholePasses(
+                lambda: self.losses(batch, batch_idx),
+                self,
+                self._muted,
+                remember,
+                lambda task: self._samples(batch, task),
+            )
         return self._composed(batch)
 
     def _composed(self, batch: Any) -> ComposedPasses:
@@ -412,7 +423,14 @@ class MultiTaskModule(LightningModule, Host):
         at_features = self.gradients == "features" and self.training
         several = len(self.tasks) > 1
         return ComposedPasses(
-            self.encode, task_loss, named, self, self._muted, at_features, several
+            self.encode,
+            task_loss,
+            named,
+            self,
+            self._muted,
+            at_features,
+            several,
+            lambda task: self._samples(batch, task),
         )
 
     @contextmanager
@@ -430,16 +448,46 @@ class MultiTaskModule(LightningModule, Host):
         losses = dict(self.losses(batch, batch_idx))
         check_scalars(losses)
         losses = {task: loss.detach() for task, loss in losses.items()}
+        several = self.trainer.world_size > 1
+        if several:
+            self._log_in_step(stage)
         if losses:
-            self._log_losses(stage, losses, batch)
+            self._log_losses(stage, losses, batch, sync_dist=several)
 
-    def _log_losses(self, stage: str, losses: Mapping[str, Tensor], batch: Any) -> None:
+    def _log_in_step(self, stage: str) -> None:
+        """Let all processes log the same names: what one of them lacks the others would wait for.
+
+        A value with no sample behind it weighs nothing.
+        """
+        nothing = torch.zeros((), device=self.device)
+        names = ["loss", *(log_name(task.name, "loss") for task in self.tasks)]
+        for name in names if stage != "train" else ():
+            self.log(log_name(stage, name), nothing, name == "loss", batch_size=0, sync_dist=True)
+        for task in self.tasks:
+            metrics = self.task_metrics.of_task(stage, self._loader, task.name)
+            if metrics is not None:
+                self._log_metrics(metrics)
+
+    def _log_losses(
+        self, stage: str, losses: Mapping[str, Tensor], batch: Any, sync_dist: bool = False
+    ) -> None:
         # A sum of half-precision losses may overflow where none of them does.
         total = torch.stack([loss.to(_at_least_single(loss)) for loss in losses.values()]).sum()
-        self.log(log_name(stage, "loss"), total, prog_bar=True, batch_size=batch_size(batch))
+        size = batch_size(batch)
+        self.log(
+            log_name(stage, "loss"), total, prog_bar=True, batch_size=size, sync_dist=sync_dist
+        )
         for task, loss in losses.items():
-            samples = self._labels.get(task) or batch_size(batch, task)
-            self.log(log_name(stage, task, "loss"), loss, batch_size=samples)
+            name, samples = log_name(stage, task, "loss"), self._samples(batch, task)
+            self.log(name, loss, batch_size=samples, sync_dist=sync_dist)
+
+    def _log_metrics(self, metrics: MetricCollection) -> None:
+        for name, metric in metrics.items(copy_state=False):
+            self.log(name, metric, on_step=False, on_epoch=True, metric_attribute=name)
+
+    def _samples(self, batch: Any, task: str) -> int:
+        """How many samples of the batch have a label of the task."""
+        return self._labels.get(task) or batch_size(batch, task)
 
     def _overrides(self, name: str) -> bool:
         return getattr(type(self), name) is not getattr(MultiTaskModule, name)

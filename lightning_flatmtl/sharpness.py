@@ -6,7 +6,7 @@ from typing_extensions import override
 
 from lightning_flatmtl._method import MethodCallback
 from lightning_flatmtl.engine import Arm, Point, Sharpness
-from lightning_flatmtl.engine.sharpness import check_radius
+from lightning_flatmtl.engine.sharpness import Perturbation, check_radius
 
 __all__ = ["TaskSAM"]
 
@@ -59,6 +59,7 @@ class TaskSAM(MethodCallback):
         adaptive: bool = False,
         point: Point = "separate",
         aggregate: Arm = "split",
+        perturbation: Perturbation = "global",
     ) -> None:
         check_radius("rho", rho)
         self.sharpness = Sharpness(
@@ -67,6 +68,7 @@ class TaskSAM(MethodCallback):
             adaptive=adaptive,
             point=point,
             aggregate=aggregate,
+            perturbation=perturbation,
         )
 
     @property

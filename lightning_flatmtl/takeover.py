@@ -1,7 +1,7 @@
 """Algorithm 1 inside a LightningModule with automatic optimization that knows nothing of it."""
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -17,13 +17,15 @@ from lightning_flatmtl._compile import SeveralBackwards
 from lightning_flatmtl._host import (
     aggregator_of,
     loss_scale,
+    processes_of,
     refuse_unfit_trainer,
     sharpness_of,
     warn_of_lost_scale,
 )
 from lightning_flatmtl._muting import metrics_unmoved
+from lightning_flatmtl._untouched import UntouchedGradients
 from lightning_flatmtl._watch import TrainingWatch
-from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses
+from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses, surrogate_loss
 
 __all__ = ["TakeOver", "host_of", "second_pass"]
 
@@ -41,6 +43,9 @@ class TakeOver:
     and returns a loss whose value is the module's and whose gradient is what the engine computed.
     Everything after that (loss scaling, accumulation, clipping, the optimizer step, schedulers,
     checkpoints) is Lightning's automatic optimization and none the wiser.
+
+    With several processes a task's loss counts as the mean over ``outputs["counts"][task]``
+    samples, if the module returns such ``"counts"``; else all processes weigh the same.
 
     The second pass runs ``training_step`` again, with the same batch and the same random numbers.
     ``self.log`` does nothing then, metrics of torchmetrics and buffers are put back, and
@@ -66,7 +71,8 @@ class TakeOver:
         warn_of_lost_scale(self.aggregator, self.sharpness)
         self._compiling = SeveralBackwards()
         self._compiled = getattr(module, "_compiler_ctx", None) is not None
-        self.engine = MultiTaskStep()
+        self.engine = MultiTaskStep(processes=processes_of(trainer))
+        self._untouched = UntouchedGradients()
         self.watch = TrainingWatch(())
         self.last_step: StepResult | None = None
         self.second_pass = False
@@ -76,6 +82,7 @@ class TakeOver:
         self._original = module.training_step
         # Lightning reads the signature through this, one level deep.
         self.__wrapped__ = inspect.unwrap(self._original)
+        self._step_untouched: Sequence[Tensor] = ()
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._total_checked = False
         self._declare(shared=_declared(module, "shared_parameters"))
@@ -99,11 +106,17 @@ class TakeOver:
 
         result = self.engine(
             self._module,
-            WholePasses(losses, self._module, self._muted, remember=not self._compiled),
+            WholePasses(
+                losses, self._module, self._muted, not self._compiled, lambda t: _count(outputs, t)
+            ),
             self.aggregator,
             self.sharpness,
             loss_scale(self._trainer, self._module),
+            self._trainer.is_last_batch,
         )
+        self._step_untouched = () if result is None else result.untouched
+        if result is None and self.engine.processes.size > 1:
+            return self._nothing()
         self.last_step = None if result is None else result.detached()
         if result is None:
             self.watch.skip()
@@ -122,7 +135,15 @@ class TakeOver:
         )
         precision = self._trainer.precision_plugin
         with torch.no_grad(), passes.repeating(), precision.forward_context():
-            return {task: loss.float() for task, loss in passes.clean().items()}
+            return self.engine.means(passes)
+
+    def before_zero_grad(self) -> None:
+        """A new group of accumulated batches begins."""
+        self._untouched.begin()
+
+    def after_backward(self) -> None:
+        """What no process's losses reach has no gradient."""
+        self._untouched.after_backward(self._module.parameters(), self._step_untouched)
 
     def after_epoch(self) -> None:
         """Speak up about what an epoch has shown."""
@@ -142,6 +163,8 @@ class TakeOver:
     def give_back(self) -> None:
         """Put the module's own ``training_step`` back."""
         self._compiling.release()
+        self.engine.processes.close()
+        self.engine = MultiTaskStep(self.engine.partition)
         if vars(self._module).get("training_step") is self:
             del self._module.training_step
             if self._own is not None:
@@ -153,6 +176,17 @@ class TakeOver:
 
     def __reduce__(self) -> Any:
         return _itself, (self._original,)
+
+    def _nothing(self) -> dict[str, Tensor]:
+        """A loss for a batch without any: its backward pass still brings the processes together.
+
+        Lightning sums up accumulated gradients with the last batch of a group only.
+        """
+        self.watch.skip()
+        params = [p for p in self._module.parameters() if p.requires_grad]
+        self._step_untouched = params
+        zero = torch.zeros((), device=self._module.device)
+        return {"loss": surrogate_loss(zero, params, [torch.zeros_like(p) for p in params])}
 
     def _outputs(self, outputs: Any, result: StepResult) -> dict[str, Any]:
         """What the module returned, without graphs and with the engine's loss in it."""
@@ -268,6 +302,10 @@ def _task_losses(outputs: Any) -> dict[str, Tensor]:
             f'With an aggregator or TaskSAM {_EXPECTED}, got {type(losses).__name__} for "losses".'
         )
     return {str(task): loss for task, loss in losses.items() if loss is not None}
+
+
+def _count(outputs: Any, task: str) -> float:
+    return float(outputs["counts"][task]) if "counts" in outputs else 1.0
 
 
 def _declared(module: LightningModule, name: str, *args: Any) -> Any:

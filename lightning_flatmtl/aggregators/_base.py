@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lightning_flatmtl._method import MethodCallback
 from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
-from lightning_flatmtl.engine.gradients import Part, weighted_rows
+from lightning_flatmtl.engine.gradients import Part, Sees, weighted_rows
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
 
@@ -58,6 +58,14 @@ class Aggregator(MethodCallback, ABC):
         If not, the directions of two matrices cannot be weighed against each other.
         """
         return True
+
+    @property
+    def sees(self) -> Sees:
+        """What of the Jacobian the method looks at; decides what several processes send.
+
+        Its ``"gram"`` matrix only, its ``"columns"`` one by one, or the whole ``"matrix"``.
+        """
+        return "matrix"
 
     @property
     @override
@@ -234,6 +242,11 @@ class GramAggregator(Aggregator):
     A new method overrides :meth:`weights`.
     """
 
+    @property
+    @override
+    def sees(self) -> Sees:
+        return "gram"
+
     @abstractmethod
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         """Weights ``[m]`` of the rows.
@@ -269,6 +282,11 @@ class LossWeighting(Aggregator):
     @override
     def needs_gradients(self) -> bool:
         return False
+
+    @property
+    @override
+    def sees(self) -> Sees:
+        return "gram"
 
     @abstractmethod
     @override

@@ -9,7 +9,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients, gram_matrix
-from lightning_flatmtl.engine.gradients import weighted_rows
+from lightning_flatmtl.engine.gradients import Sees, weighted_rows
 
 __all__ = ["DBMTL"]
 
@@ -47,6 +47,11 @@ class DBMTL(Aggregator):
         self.beta = beta
         self._averages: dict[str, dict[str, Tensor]] = {}
         """By part and task: the moving average of the gradient."""
+
+    @property
+    @override
+    def sees(self) -> Sees:
+        return "matrix" if self.beta > 0 else "gram"  # the averages are of whole rows
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:

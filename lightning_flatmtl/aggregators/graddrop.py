@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._random import RandomAggregator
 from lightning_flatmtl.engine import TaskGradients
+from lightning_flatmtl.engine.gradients import Sees
 
 __all__ = ["GradDrop"]
 
@@ -43,6 +44,11 @@ class GradDrop(RandomAggregator):
             raise ValueError(f"`leak` must be in [0, 1], got {leak}.")
         self.leak = leak
 
+    @property
+    @override
+    def sees(self) -> Sees:
+        return "columns"
+
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
         rows = gradients.jacobian
@@ -54,12 +60,18 @@ class GradDrop(RandomAggregator):
             positive += row.clamp(min=0)
             negative += row.clamp(max=0)
         # P = positive / (positive - negative), without a division by zero.
-        keep_positive = self._draw(positive) * (positive - negative) < positive
+        keep_positive = self._draw(positive, gradients) * (positive - negative) < positive
         kept = torch.where(keep_positive, positive, negative)
         direction = torch.lerp(kept, positive + negative, self.leak) if self.leak else kept
         return direction.to(rows.dtype)
 
-    def _draw(self, like: Tensor) -> Tensor:
+    def _draw(self, like: Tensor, gradients: TaskGradients) -> Tensor:
         seed = int(torch.randint(2**62, (), generator=self._generator))
         generator = torch.Generator(device=like.device).manual_seed(seed)
-        return torch.rand(len(like), generator=generator, device=like.device, dtype=like.dtype)
+        kept = gradients.columns
+        count = len(like) if kept is None else gradients.width
+        drawn = torch.rand(count, generator=generator, device=like.device, dtype=like.dtype)
+        if kept is None:
+            return drawn
+        # Columns beyond the width fill up the last process's share; their rows are zero.
+        return torch.nn.functional.pad(drawn, (0, max(0, kept.stop - count)))[kept]

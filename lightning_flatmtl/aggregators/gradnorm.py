@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.gradients import weighted_rows
+from lightning_flatmtl.engine.gradients import Sees, weighted_rows
 
 __all__ = ["GradNorm"]
 
@@ -63,6 +63,11 @@ class GradNorm(LearnedWeights):
         if gradients.part == "loss":
             self._learn(gradients, weights)
         return weights
+
+    @property
+    @override
+    def sees(self) -> Sees:
+        return "gram"
 
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:

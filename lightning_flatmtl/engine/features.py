@@ -9,6 +9,7 @@ from typing_extensions import override
 from lightning_flatmtl.engine.jacobian import Blocks
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.partition import Partition, reached_parameters
+from lightning_flatmtl.engine.processes import Processes, RowSums
 from lightning_flatmtl.engine.workspace import Workspace
 
 __all__ = ["FeatureBlocks"]
@@ -20,7 +21,8 @@ class FeatureBlocks(Blocks):
     The rows are the tasks' gradients with respect to the features of the batch, ``d`` is their
     number of entries. The aggregated row is sent through the trunk in one backward pass. This is
     MGDA-UB's approximation, LibMTL's ``rep_grad``: cheap for many tasks, and the same as the exact
-    method only where the aggregation is linear.
+    method only where the aggregation is linear. Several processes have the columns of their own
+    samples, and only the Gram matrix is summed.
 
     Args:
         features: The encoder's output with its graph.
@@ -28,6 +30,7 @@ class FeatureBlocks(Blocks):
         partition: Which of them are shared.
         tasks: The tasks that this step has a loss of.
         workspace: Lends what is as long as the features.
+        processes: The processes that share the step.
 
     Raises:
         ValueError: If a shared parameter lies behind the features, where it would be missed.
@@ -42,8 +45,9 @@ class FeatureBlocks(Blocks):
         partition: Partition,
         tasks: Sequence[str],
         workspace: Workspace,
+        processes: Processes,
     ) -> None:
-        super().__init__(params, partition, tasks, workspace)
+        super().__init__(params, partition, tasks, workspace, processes)
         if not features:
             raise ValueError(
                 "With `gradients='features'` the features must depend on a trainable parameter, "
@@ -67,11 +71,21 @@ class FeatureBlocks(Blocks):
             for task, head in self.heads.items()
         }
 
+    @property
+    @override
+    def width(self) -> int:
+        return self.shared.numel
+
+    @override
+    def row_sums(self, rows: Tensor) -> RowSums:
+        # Every process has features of its own: columns that no other has.
+        return RowSums(rows)
+
     @override
     def shared_gradients(
         self, direction: Tensor, reached: Sequence[bool]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
-        views = zip(self.shared.views(direction), self._features, strict=True)
+        views = zip(self.shared.views(direction[: self.shared.numel]), self._features, strict=True)
         pulls = [view.to(features.dtype) for view, features in views]
         gradients = torch.autograd.grad(self._features, self._trunk, pulls, allow_unused=True)
         return list(self._trunk), list(gradients)

@@ -6,9 +6,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Aggregation", "Part", "SumOfLosses", "TaskGradients"]
+__all__ = ["Aggregation", "Part", "Sees", "SumOfLosses", "TaskGradients"]
 
 Part = Literal["loss", "flat"]
+Sees = Literal["gram", "columns", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class TaskGradients:
         loss_weights: Weights ``[m]`` of the whole losses, float64 on the CPU; ``None`` is all ones.
         part: ``"loss"`` for the clean gradients (and the SAM gradients of the direct arm),
             ``"flat"`` for what the perturbation adds to them.
+        columns: Which columns of the whole matrix ``jacobian`` holds, for a method that works
+            column by column; ``None`` for all of them.
+        width: The number of columns of the whole matrix, if ``columns`` is given.
     """
 
     jacobian: Tensor
@@ -31,10 +35,21 @@ class TaskGradients:
     losses: Tensor | None = None
     loss_weights: Tensor | None = None
     part: Part = "loss"
+    columns: slice | None = None
+    width: int = 0
 
 
 class Aggregation(Protocol):
     """What the engine asks of an aggregator."""
+
+    @property
+    def sees(self) -> Sees:
+        """What of the Jacobian it looks at; decides what several processes send each other.
+
+        ``"gram"``: its Gram matrix only, ``jacobian`` may be any part of the columns.
+        ``"columns"``: every column by itself, ``jacobian`` may hold ``columns`` only.
+        ``"matrix"``: all of it.
+        """
 
     @property
     def needs_gradients(self) -> bool:
@@ -61,6 +76,7 @@ class SumOfLosses:
     """The aggregation when no aggregator is given: the plain sum of the losses."""
 
     needs_gradients = False
+    sees: Sees = "gram"
 
     def row_weights(self, gradients: TaskGradients) -> Tensor:
         """All ones."""

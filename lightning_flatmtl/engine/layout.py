@@ -88,6 +88,10 @@ class Layout:
         self.write(gradients, row)
         return row
 
+    def zeros(self) -> Tensor:
+        """A new vector of zeros."""
+        return torch.zeros(self.numel, dtype=self.dtype, device=self.device)
+
     def values(self) -> Tensor:
         """The parameters' values as a new vector."""
         return self.flatten([p.detach() for p in self.params])

@@ -46,6 +46,8 @@ class Partition:
         self._hidden: set[nn.Parameter] = set()
         self.seen: set[str] = set()
         """Tasks whose loss has been observed."""
+        self.changes = 0
+        """How often something new has been found."""
         self.declare(shared, heads)
 
     def declare(
@@ -78,7 +80,9 @@ class Partition:
         visitor: dict[Node, str | None] = {}
         outputs: dict[Node, int] = {}
         for task, loss in losses.items():
-            self.seen.add(task)
+            if task not in self.seen:
+                self.seen.add(task)
+                self.changes += 1
             stack = [(loss.grad_fn, loss.output_nr)] if loss.grad_fn is not None else []
             while stack:
                 node, output = stack.pop()
@@ -94,8 +98,9 @@ class Partition:
     def share(self, params: Iterable[nn.Parameter]) -> None:
         """Note parameters of which it is known that all tasks reach them, seen or not yet."""
         for p in params:
-            if p not in self._declared:
+            if p not in self._declared and self._owner.get(p, "") is not _SHARED:
                 self._owner[p] = _SHARED
+                self.changes += 1
 
     def refuse_hidden(self) -> None:
         """Refuse a graph that does not show what is shared.
@@ -119,8 +124,12 @@ class Partition:
         self._hidden -= self._declared
 
     def _note(self, param: nn.Parameter, task: str) -> None:
-        if param not in self._declared and self._owner.setdefault(param, task) != task:
-            self._owner[param] = _SHARED
+        if param in self._declared:
+            return
+        known = self._owner.get(param, "")
+        if known == "" or known not in (task, _SHARED):
+            self._owner[param] = task if known == "" else _SHARED
+            self.changes += 1
 
     def shared(self, params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Those of ``params`` that are shared, in their order."""
@@ -129,6 +138,11 @@ class Partition:
     def head(self, task: str, params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Those of ``params`` that belong to ``task`` alone, in their order."""
         return [p for p in params if self._owner.get(p) == task]
+
+    def untouched(self, params: Sequence[nn.Parameter], tasks: Iterable[str]) -> list[nn.Parameter]:
+        """Those of ``params`` that losses of ``tasks`` do not reach: other heads, spare ones."""
+        present = {_SHARED, *tasks}
+        return [p for p in params if self._owner.get(p, "") not in present]
 
     def state_dict(self, named: Mapping[str, nn.Parameter]) -> dict[str, Any]:
         """What has been found, by parameter name."""
@@ -141,6 +155,22 @@ class Partition:
             if name in named and named[name] not in self._declared:
                 self._owner[named[name]] = owner
         self.seen.update(state["seen"])
+        self.changes += 1
+
+    def merge(self, states: Sequence[Mapping[str, Any]], named: Mapping[str, nn.Parameter]) -> None:
+        """Continue from what several processes have found, each by :meth:`state_dict`.
+
+        What is a head's in one process and another task's or shared in another is shared.
+        """
+        found: dict[str, set[str | None]] = {}
+        for state in states:
+            for name, owner in state["owners"].items():
+                found.setdefault(name, set()).add(owner)
+        owners = {
+            name: next(iter(those)) if len(those) == 1 else _SHARED for name, those in found.items()
+        }
+        seen = {task for state in states for task in state["seen"]}
+        self.load_state_dict({"owners": owners, "seen": seen}, named)
 
     def unreached(self, params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Those of ``params`` that no loss has reached so far."""

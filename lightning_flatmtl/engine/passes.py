@@ -31,11 +31,17 @@ class Passes(ABC):
         module: Its buffers are protected during the second passes; the random stream of its device
             is replayed.
         around: A context to enter around the second passes, to mute what would count twice.
+        count: How many samples a task's loss is the mean of, asked after the clean pass; several
+            processes weigh their losses by it.
     """
 
     def __init__(
-        self, module: nn.Module, around: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self,
+        module: nn.Module,
+        around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        count: Callable[[str], float] | None = None,
     ) -> None:
+        self._count = count
         device = next((p.device for p in module.parameters()), torch.device("cpu"))
         self._module = module
         self._around = around
@@ -63,6 +69,10 @@ class Passes(ABC):
     def expect_heads(self, heads: Sequence[Sequence[Tensor]]) -> None:
         """Learn before the clean pass which heads will be asked for by :meth:`head_again`."""
         self._heads = heads
+
+    def count(self, task: str) -> float:
+        """How many samples the loss of ``task`` is the mean of; 1 if it is not known."""
+        return 1.0 if self._count is None else self._count(task)
 
     def keep_start(self) -> None:
         """Remember the buffers, before the clean pass, for passes that are to begin there."""
@@ -98,6 +108,7 @@ class WholePasses(Passes):
         module: See :class:`Passes`.
         around: See :class:`Passes`.
         remember: Whether modules may be answered for; not where ``losses`` itself is compiled.
+        count: See :class:`Passes`.
     """
 
     def __init__(
@@ -106,8 +117,9 @@ class WholePasses(Passes):
         module: nn.Module,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         remember: bool = True,
+        count: Callable[[str], float] | None = None,
     ) -> None:
-        super().__init__(module, around)
+        super().__init__(module, around, count)
         self._remember = remember
         self._losses = losses
         self._memo = CallMemo(module, self._tape)
@@ -157,8 +169,9 @@ class ComposedPasses(Passes):
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
         at_features: bool = False,
         several: bool = False,
+        count: Callable[[str], float] | None = None,
     ) -> None:
-        super().__init__(module, around)
+        super().__init__(module, around, count)
         self._at_features = at_features
         self._several = several
         self._encode = encode

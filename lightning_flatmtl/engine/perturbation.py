@@ -1,12 +1,20 @@
 """The second pass: every task's gradients at its own perturbed parameters."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.jacobian import Blocks, Gradients, Measures, differentiate
+from lightning_flatmtl.engine.jacobian import (
+    Ascent,
+    Blocks,
+    Gradients,
+    Measures,
+    differentiate,
+    share_of,
+)
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.sharpness import Sharpness, ascent_factor
@@ -41,9 +49,11 @@ def moved(
 
 def sam_gradients(
     clean: Gradients,
+    ascent: Ascent,
     measures: Measures,
     blocks: Blocks,
     passes: Passes,
+    shares: Mapping[str, float],
     sharpness: Sharpness,
     scale: Tensor | None = None,
 ) -> Gradients:
@@ -51,58 +61,63 @@ def sam_gradients(
 
     Args:
         clean: The clean gradients; they are left as they are.
-        measures: Their norms.
+        ascent: What to perturb along.
+        measures: Its norms.
         blocks: The parameters.
         passes: Computes the losses again.
+        shares: For every task, the share of its samples that this process has.
         sharpness: Radii and point.
         scale: The loss scale of 16-bit training.
 
     Returns:
         New gradients; for a part that does not move, the clean ones.
     """
-    rows = blocks.rows("second") if sharpness.moves_shared else clean.shared
-    heads = dict(clean.heads)
-    perturbed = _Perturbed(clean, measures, blocks, sharpness)
+    perturbed = _Perturbed(ascent, measures, blocks, sharpness)
+    second = _Second(clean, blocks, sharpness)
+    ascent.fetch(0)
 
-    def keep_shared(i: int, gradients: Sequence[Tensor | None]) -> None:
-        if sharpness.aggregate == "split":
-            blocks.shared.write_difference(gradients, clean.shared[i], rows[i])
-        else:
-            blocks.shared.write(gradients, rows[i])
+    def again(task: str, head_only: bool = False) -> Tensor:
+        head = blocks.heads[task].params
+        loss = passes.head_again(task, head) if head_only else passes.again(task)
+        return share_of(loss, shares[task])
 
     if sharpness.point == "joint":
         for i, task in enumerate(blocks.tasks):
-            head = blocks.heads[task]
             with perturbed.shared(i), perturbed.head(i):
-                again = passes.again(task)
-                of_shared, of_head = differentiate(again, [blocks.shared, head], scale)
-            keep_shared(i, of_shared)
-            heads[task] = head.flatten(of_head)
-        return Gradients(rows, heads, clean.reached)
+                ascent.fetch(i + 1)
+                if shares[task]:
+                    layouts = [blocks.shared, blocks.heads[task]]
+                    of_shared, of_head = differentiate(again(task), layouts, scale)
+                    second.heads[task] = blocks.heads[task].flatten(of_head)
+                    second.write(i, of_shared)
+            second.send(i, shares[task] > 0)
+        return second.gradients()
 
     # The heads come first, while what the clean pass has left behind is still there.
     for i, task in enumerate(blocks.tasks if sharpness.moves_heads else ()):
         head = blocks.heads[task]
-        if head.params:
+        if head.params and shares[task]:
             with perturbed.head(i):
-                again = passes.head_again(task, head.params)
-                (of_head,) = differentiate(again, [head], scale)
-            heads[task] = head.flatten(of_head)
+                (of_head,) = differentiate(again(task, head_only=True), [head], scale)
+            second.heads[task] = head.flatten(of_head)
     shared_moves = sharpness.moves_shared and blocks.shared.params
     for i, task in enumerate(blocks.tasks if shared_moves else ()):
         with perturbed.shared(i):
-            (of_shared,) = differentiate(passes.again(task), [blocks.shared], scale)
-        keep_shared(i, of_shared)
-    return Gradients(rows, heads, clean.reached)
+            ascent.fetch(i + 1)
+            if shares[task]:
+                (of_shared,) = differentiate(again(task), [blocks.shared], scale)
+                second.write(i, of_shared)
+        second.send(i, shares[task] > 0)
+    return second.gradients()
 
 
 class _Perturbed:
     """The parameters at each task's own perturbed point."""
 
     def __init__(
-        self, clean: Gradients, measures: Measures, blocks: Blocks, sharpness: Sharpness
+        self, ascent: Ascent, measures: Measures, blocks: Blocks, sharpness: Sharpness
     ) -> None:
-        self._clean, self._measures, self._blocks = clean, measures, blocks
+        self._ascent, self._measures, self._blocks = ascent, measures, blocks
         self._sharpness = sharpness
         self._saved = blocks.shared.save(blocks.vector("saved"))
         adaptive = sharpness.adaptive
@@ -112,7 +127,7 @@ class _Perturbed:
 
     def shared(self, i: int) -> AbstractContextManager[None]:
         factor = ascent_factor(self._sharpness.rho_shared, self._measures.shared_squares[i])
-        row = self._clean.shared[i]
+        row = self._ascent.row(i)
         return moved(self._blocks.shared, self._saved, row, factor, self._squares)
 
     def head(self, i: int) -> AbstractContextManager[None]:
@@ -121,4 +136,36 @@ class _Perturbed:
         factor = ascent_factor(self._sharpness.rho_heads, self._measures.head_squares[i])
         saved = head.values()
         squares = saved.square() if self._sharpness.adaptive else None
-        return moved(head, saved, self._clean.heads[task], factor, squares)
+        return moved(head, saved, self._ascent.heads[task], factor, squares)
+
+
+class _Second:
+    """Collects the gradients of the second pass."""
+
+    def __init__(self, clean: Gradients, blocks: Blocks, sharpness: Sharpness) -> None:
+        self.heads = dict(clean.heads)
+        self._clean = clean
+        self._shared = blocks.shared
+        self._split = sharpness.aggregate == "split"
+        self._moves = sharpness.moves_shared
+        if self._moves:
+            self._rows = blocks.rows("second")
+            self._sums = blocks.row_sums(self._rows)
+
+    def write(self, i: int, gradients: Sequence[Tensor | None]) -> None:
+        columns = self._shared.numel
+        row = self._rows[i, :columns]
+        if self._split:
+            self._shared.write_difference(gradients, self._clean.shared[i, :columns], row)
+        else:
+            self._shared.write(gradients, row)
+
+    def send(self, i: int, written: bool) -> None:
+        if not written:
+            self._rows[i].zero_()
+        self._sums.send(i)
+
+    def gradients(self) -> Gradients:
+        if not self._moves:
+            return replace(self._clean, heads=self.heads)
+        return Gradients(self._rows, self._sums, self.heads, self._clean.reached)

@@ -4,10 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-__all__ = ["Arm", "Point", "Sharpness", "ascent_factor"]
+__all__ = ["Arm", "Perturbation", "Point", "Sharpness", "ascent_factor"]
 
 Point = Literal["separate", "joint"]
 Arm = Literal["split", "direct"]
+Perturbation = Literal["global", "local"]
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,14 @@ class Sharpness:
     adaptive: bool = False
     point: Point = "separate"
     aggregate: Arm = "split"
+    perturbation: Perturbation = "global"
 
     def __post_init__(self) -> None:
         check_radius("rho_shared", self.rho_shared)
         check_radius("rho_heads", self.rho_heads)
-        for name, choices in (("point", get_args(Point)), ("aggregate", get_args(Arm))):
+        kinds = (("point", Point), ("aggregate", Arm), ("perturbation", Perturbation))
+        for name, kind in kinds:
+            choices = get_args(kind)
             if getattr(self, name) not in choices:
                 expected = " or ".join(repr(c) for c in choices)
                 raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")

@@ -1,7 +1,7 @@
 """Algorithm 1 of *Improving Multi-task Learning via Seeking Task-based Flat Regions*."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,16 +17,19 @@ from lightning_flatmtl.engine.gradients import (
     weighted_rows,
 )
 from lightning_flatmtl.engine.jacobian import (
+    Ascent,
     Blocks,
     Gradients,
     Measures,
     measure,
     measure_second,
+    share_of,
     task_gradients,
 )
-from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.partition import Partition, reached_parameters
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.perturbation import sam_gradients
+from lightning_flatmtl.engine.processes import Alone, Processes
 from lightning_flatmtl.engine.sharpness import Sharpness
 from lightning_flatmtl.engine.surrogate import surrogate_loss
 from lightning_flatmtl.engine.workspace import Workspace
@@ -47,6 +50,8 @@ class StepResult:
         dead: Whether every task gradient was exactly zero.
         overflow: What was not finite under loss scaling, in words; then the gradients are infinite,
             so that the scaler skips the step.
+        untouched: Parameters that no process's losses reach: with several processes they get
+            gradients of zero, which the host takes away again after the backward pass.
     """
 
     loss: Tensor
@@ -55,6 +60,7 @@ class StepResult:
     flat_gram: Tensor | None = None
     dead: bool = False
     overflow: str | None = None
+    untouched: Sequence[Tensor] = ()
 
     @property
     def total(self) -> Tensor:
@@ -81,10 +87,14 @@ class MultiTaskStep:
     Args:
         partition: Which parameters are shared and which belong to a head; by default it is found
             from the graphs of the losses.
+        processes: The processes that share every step; by default this one alone.
     """
 
-    def __init__(self, partition: Partition | None = None) -> None:
+    def __init__(
+        self, partition: Partition | None = None, processes: Processes | None = None
+    ) -> None:
         self.partition = Partition() if partition is None else partition
+        self.processes = Alone() if processes is None else processes
         self._workspace = Workspace()
 
     def __call__(
@@ -94,6 +104,7 @@ class MultiTaskStep:
         aggregation: Aggregation | None = None,
         sharpness: Sharpness | None = None,
         scale: Tensor | None = None,
+        last: bool = False,
     ) -> StepResult | None:
         """Run the passes and return the loss to differentiate.
 
@@ -105,41 +116,75 @@ class MultiTaskStep:
                 second pass.
             scale: The loss scale of 16-bit training, a scalar: the backward passes run on scaled
                 losses, everything else sees true gradients. What is not finite then overflowed.
+            last: Whether this process has no batch after this one.
 
         Returns:
-            The result, or ``None`` when the batch has no loss at all.
+            The result, or ``None`` when no process has any loss.
 
         Raises:
             ValueError: If a loss is not a scalar or reaches no trainable parameter.
             NonFiniteError: If a loss or a task gradient is NaN or infinite, without loss scaling.
+            ProcessError: If another process cannot go on.
         """
         aggregation = SumOfLosses() if aggregation is None else aggregation
         if sharpness is not None and not sharpness.active:
             sharpness = None
+        trainable = [p for p in module.parameters() if p.requires_grad]
         if sharpness is not None:
             passes.keep_start()
             if sharpness.point == "separate" and sharpness.moves_heads:
-                params = [p for p in module.parameters() if p.requires_grad]
-                passes.expect_heads([self.partition.head(t, params) for t in self.partition.seen])
-        losses = passes.clean()
-        if not losses:
+                seen = self.partition.seen
+                passes.expect_heads([self.partition.head(task, trainable) for task in seen])
+        losses, shares = self._clean_losses(module, passes, last)
+        if not shares:
             return None
-        _check_graphs(losses)
-        self.partition.share(passes.common)
-        self.partition.observe(losses)
         if sharpness is None and not aggregation.needs_gradients:
-            return _weighted_sum(losses, aggregation, scale)
+            return _weighted_sum(
+                losses, shares, trainable, aggregation, scale, self.processes, self.partition
+            )
         self.partition.refuse_hidden()
-        trainable = [p for p in module.parameters() if p.requires_grad]
-        blocks = self._blocks(trainable, passes, tuple(losses), sharpness)
+        blocks = self._blocks(trainable, passes, tuple(shares), sharpness)
         try:
-            return self._algorithm_1(losses, blocks, passes, aggregation, sharpness, scale)
+            return self._algorithm_1(losses, shares, blocks, passes, aggregation, sharpness, scale)
         except ScaledOverflowError as overflow:
-            return _to_be_skipped(losses, blocks, str(overflow))
+            return _to_be_skipped(losses, trainable, blocks, str(overflow))
+
+    def means(self, passes: Passes) -> dict[str, Tensor]:
+        """The losses of a batch, each the mean over the samples of all processes.
+
+        To be asked for in all processes, of a batch whose tasks they have agreed on before.
+        """
+        clean = passes.clean()
+        wide = {
+            task: torch.promote_types(loss.dtype, torch.float32) for task, loss in clean.items()
+        }
+        losses = {task: loss.to(wide[task]) for task, loss in clean.items()}
+        if self.processes.size == 1:
+            return losses
+        counts = {task: passes.count(task) for task in losses}
+        return self.processes.means(losses, counts)
+
+    def _clean_losses(
+        self, module: nn.Module, passes: Passes, last: bool
+    ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The losses of this process, and its share of every task that any process has."""
+        losses: dict[str, Tensor] = {}
+        error = None
+        try:
+            losses = passes.clean()
+            _check_graphs(losses)
+            self.partition.share(passes.common)
+            self.partition.observe(losses)
+        except Exception as raised:
+            error = raised  # the other processes are told before it goes on
+        counts = {task: passes.count(task) for task in losses}
+        shares = self.processes.agree(counts, self.partition, module, last, error)
+        return losses, shares
 
     def _algorithm_1(
         self,
         losses: dict[str, Tensor],
+        shares: Mapping[str, float],
         blocks: Blocks,
         passes: Passes,
         aggregation: Aggregation,
@@ -147,37 +192,48 @@ class MultiTaskStep:
         scale: Tensor | None,
     ) -> StepResult:
         check_finite = _Finite(blocks.tasks, scaled=scale is not None)
+        local = sharpness is not None and sharpness.perturbation == "local"
 
         # Lines 1 to 3: the gradients of every task, where the parameters are.
-        clean = task_gradients(losses, blocks, scale)
+        clean = task_gradients(losses, blocks, shares, scale)
         for task, loss in losses.items():
             losses[task] = loss.detach()  # the graph goes
-        measures = measure(clean, losses, blocks, sharpness is not None and sharpness.adaptive)
+        ascent = Ascent(clean, blocks, local, needed=sharpness is not None)
+        adaptive = sharpness is not None and sharpness.adaptive
+        measures = measure(clean, ascent, losses, shares, blocks, adaptive)
         check_finite(measures.losses, "loss")
         check_finite(measures.gram.diagonal(), "gradient")
-        check_finite(torch.tensor(measures.head_squares), "head's gradient")
+        check_finite(measures.heads, "head's gradient")
 
         # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
         second = clean
         if sharpness is not None:
             with passes.repeating():
-                second = sam_gradients(clean, measures, blocks, passes, sharpness, scale)
+                second = sam_gradients(
+                    clean, ascent, measures, blocks, passes, shares, sharpness, scale
+                )
 
         # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
-        second_gram = _second_gram(clean, second, check_finite)
+        second_gram = _second_gram(clean, second, check_finite, self.processes)
         weights = aggregation.loss_weights(blocks.tasks, measures.losses)
         parts = _parts(clean, second, second_gram, measures, blocks, sharpness, weights)
-        direction = blocks.vector("direction").zero_()
-        for part in parts if blocks.shared.params else ():
-            _aggregate_onto(direction, part, aggregation)
+        direction = blocks.row("direction").zero_()
+        for part, gradients in parts if blocks.shared.params else ():
+            _aggregate_onto(direction, part, gradients, aggregation, blocks)
 
         # Line 10: hand the gradients of the shared parameters and of the heads to the optimizer.
+        if self.processes.size > 1:
+            losses = _means(losses, blocks.tasks, measures.losses)
+        loss, untouched = _surrogate(
+            losses, blocks, measures.reached, direction, second.heads, weights
+        )
         return StepResult(
-            loss=_surrogate(losses, blocks, clean.reached, direction, second.heads, weights),
+            loss=loss,
             losses=losses,
             gram=measures.gram,
-            flat_gram=next((part.gram for part in parts if part.part == "flat"), None),
+            flat_gram=next((part.gram for part, _ in parts if part.part == "flat"), None),
             dead=measures.dead,
+            untouched=untouched,
         )
 
     def _blocks(
@@ -188,7 +244,7 @@ class MultiTaskStep:
         sharpness: Sharpness | None,
     ) -> Blocks:
         """The columns of the task Jacobian: the shared parameters, or the features."""
-        blocks = Blocks(trainable, self.partition, tasks, self._workspace)
+        blocks = Blocks(trainable, self.partition, tasks, self._workspace, self.processes)
         if passes.features is None or not blocks.shared.params:
             return blocks
         if sharpness is not None:
@@ -196,7 +252,9 @@ class MultiTaskStep:
                 "TaskSAM perturbs parameters and needs `gradients='parameters'`, got 'features'. "
                 "Remove one of the two."
             )
-        return FeatureBlocks(passes.features, trainable, self.partition, tasks, self._workspace)
+        return FeatureBlocks(
+            passes.features, trainable, self.partition, tasks, self._workspace, self.processes
+        )
 
 
 class _Finite:
@@ -218,11 +276,13 @@ class _Finite:
             )
 
 
-def _second_gram(clean: Gradients, second: Gradients, check_finite: _Finite) -> Tensor | None:
+def _second_gram(
+    clean: Gradients, second: Gradients, check_finite: _Finite, processes: Processes
+) -> Tensor | None:
     """Gram of the second pass, ``None`` if there was none; checked before any state moves."""
     if second is clean:
         return None
-    gram, head_squares = measure_second(second)
+    gram, head_squares = measure_second(second, processes)
     check_finite(gram.diagonal(), "gradient at the perturbed point")
     check_finite(head_squares, "head's gradient at the perturbed point")
     return gram
@@ -236,54 +296,116 @@ def _parts(
     blocks: Blocks,
     sharpness: Sharpness | None,
     weights: Tensor | None,
-) -> list[TaskGradients]:
+) -> list[tuple[TaskGradients, Gradients]]:
     """The matrices to aggregate: loss part, and flat part or SAM gradients if they have moved."""
 
-    def task_gradients(rows: Tensor, gram: Tensor, part: Part) -> TaskGradients:
-        return TaskGradients(rows, gram, blocks.tasks, measures.losses, weights, part)
+    def part(gradients: Gradients, gram: Tensor, kind: Part) -> tuple[TaskGradients, Gradients]:
+        shown = TaskGradients(
+            gradients.sums.shards(), gram, blocks.tasks, measures.losses, weights, kind
+        )
+        return shown, gradients
 
-    loss_part = task_gradients(clean.shared, measures.gram, "loss")
+    loss_part = part(clean, measures.gram, "loss")
     if second_gram is None or second.shared is clean.shared:
         return [loss_part]
     if sharpness is not None and sharpness.aggregate == "direct":
-        return [task_gradients(second.shared, second_gram, "loss")]
-    return [loss_part, task_gradients(second.shared, second_gram, "flat")]
+        return [part(second, second_gram, "loss")]
+    return [loss_part, part(second, second_gram, "flat")]
 
 
-def _aggregate_onto(direction: Tensor, part: TaskGradients, aggregation: Aggregation) -> None:
+def _aggregate_onto(
+    direction: Tensor,
+    part: TaskGradients,
+    gradients: Gradients,
+    aggregation: Aggregation,
+    blocks: Blocks,
+) -> None:
+    """Add the direction of one part to ``direction``, or this process's share of it.
+
+    The mean of what all processes add is the direction: that is what the backward pass of
+    data-parallel training makes of it.
+    """
+    processes, columns = blocks.processes, blocks.shared.numel
+    sees = "matrix" if processes.size == 1 else aggregation.sees
+    if sees != "gram" and processes.size > 1 and isinstance(blocks, FeatureBlocks):
+        raise ValueError(
+            f"With several processes and `gradients='features'` an aggregator must look at the "
+            f"Gram matrix only, got {aggregation!r}. Use `gradients='parameters'`."
+        )
+    if sees == "columns":
+        kept = processes.columns(blocks.width)
+        part = replace(part, columns=kept, width=columns)
+        direction[kept] += aggregation.aggregate(part) * processes.size
+        return
+    if sees == "matrix" and processes.size > 1:
+        part = replace(part, jacobian=processes.gather(part.jacobian))
+    part = replace(part, jacobian=part.jacobian[:, :columns])
     weights = aggregation.row_weights(part)
     if weights is not None:
-        weighted_rows(weights, part.jacobian, onto=direction)
+        weighted_rows(weights * processes.size, gradients.shared, onto=direction)
     else:
-        direction += aggregation.aggregate(part)
+        direction[:columns] += aggregation.aggregate(part)
 
 
-def _to_be_skipped(losses: Mapping[str, Tensor], blocks: Blocks, overflow: str) -> StepResult:
+def _to_be_skipped(
+    losses: Mapping[str, Tensor], trainable: list[nn.Parameter], blocks: Blocks, overflow: str
+) -> StepResult:
     """Infinite gradients: the scaler sees them, skips the step and lowers the scale."""
-    params = [*blocks.shared.params, *(p for head in blocks.heads.values() for p in head.params)]
+    params: list[Tensor] = [*trainable, *blocks.shared.params]
     gradients = [torch.full_like(p, math.inf) for p in params]
-    detached = {task: loss.detach() for task, loss in losses.items()}
+    nan = torch.full((), math.nan, device=params[0].device)
+    detached = {task: losses[task].detach() if task in losses else nan for task in blocks.tasks}
     loss = surrogate_loss(torch.stack(list(detached.values())).sum(), params, gradients)
     return StepResult(loss, detached, overflow=overflow)
 
 
 def _weighted_sum(
-    losses: Mapping[str, Tensor], aggregation: Aggregation, scale: Tensor | None
+    losses: Mapping[str, Tensor],
+    shares: Mapping[str, float],
+    trainable: list[nn.Parameter],
+    aggregation: Aggregation,
+    scale: Tensor | None,
+    processes: Processes,
+    partition: Partition,
 ) -> StepResult:
     """Where the losses alone give the weights, their weighted sum is all that is needed."""
+    tasks = tuple(shares)
     detached = {task: loss.detach() for task, loss in losses.items()}
-    values = torch.stack([loss.to(torch.float64) for loss in detached.values()]).cpu()
-    tasks = tuple(losses)
-    if scale is None:  # the scaler looks at the gradients
-        _Finite(tasks, scaled=False)(values, "loss")
+    zero = torch.zeros((), dtype=torch.float64)
+    mine = [share_of(detached[t].double(), shares[t]) if t in losses else zero for t in tasks]
+    devices = {value.device for value in mine} - {zero.device} or {zero.device}
+    values = torch.stack([value.to(next(iter(devices))) for value in mine]).cpu()
+    values = processes.sum_on_host(values)
+    overflow = None
+    try:
+        _Finite(tasks, scaled=scale is not None)(values, "loss")
+    except ScaledOverflowError as error:  # the scaler sees it in the gradients
+        overflow = str(error)
     weights = aggregation.loss_weights(tasks, values)
-    terms = list(losses.values())
-    if weights is not None:
-        terms = [w * loss for w, loss in zip(weights.tolist(), terms, strict=True)]
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return StepResult(total, detached)
+    factors = [1.0] * len(tasks) if weights is None else weights.tolist()
+    total: Tensor | None = None
+    for task, factor in zip(tasks, factors, strict=True):
+        if task in losses:
+            weight = factor * shares[task] * processes.size
+            term = losses[task] if weight == 1.0 else losses[task] * weight
+            total = term if total is None else total + term
+    if processes.size == 1:
+        assert total is not None
+        return StepResult(total, detached, overflow=overflow)
+    detached = _means(detached, tasks, values)
+    # Data-parallel training waits for a gradient of every parameter.
+    reached = reached_parameters(losses.values())
+    others = [p for p in trainable if p not in reached]
+    zeros = surrogate_loss(torch.zeros(()), others, [torch.zeros_like(p) for p in others])
+    total = zeros if total is None else total + zeros.to(total)
+    untouched = partition.untouched(trainable, tasks)
+    return StepResult(total, detached, overflow=overflow, untouched=untouched)
+
+
+def _means(losses: Mapping[str, Tensor], tasks: Sequence[str], values: Tensor) -> dict[str, Tensor]:
+    """The losses over all processes, in the place of those of this one."""
+    like = next(iter(losses.values()), values)
+    return {task: like.new_tensor(v) for task, v in zip(tasks, values.tolist(), strict=True)}
 
 
 def _surrogate(
@@ -293,14 +415,22 @@ def _surrogate(
     direction: Tensor,
     heads: Mapping[str, Tensor],
     weights: Tensor | None,
-) -> Tensor:
+) -> tuple[Tensor, list[Tensor]]:
     params, gradients = blocks.shared_gradients(direction, reached)
+    size = blocks.processes.size
     for i, (task, head) in enumerate(blocks.heads.items()):
-        of_head = heads[task] if weights is None else heads[task] * weights[i].item()
+        factor = size * (1.0 if weights is None else weights[i].item())
         params += head.params
-        gradients += head.views(of_head)
+        gradients += head.views(heads[task] if factor == 1.0 else heads[task] * factor)
+    untouched: list[Tensor] = []
+    if size > 1:
+        # Data-parallel training waits for a gradient of every parameter.
+        given = {p for p, g in zip(params, gradients, strict=True) if g is not None}
+        untouched = [p for p in blocks.trainable if p not in given]
+        params += untouched
+        gradients += [torch.zeros_like(p) for p in untouched]
     total = torch.stack(list(losses.values())).sum()
-    return surrogate_loss(total, params, gradients)
+    return surrogate_loss(total, params, gradients), untouched
 
 
 def check_scalars(losses: Mapping[str, Tensor]) -> None:

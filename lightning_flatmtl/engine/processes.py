@@ -1,0 +1,278 @@
+"""The processes that train one model together, and the sums they make: the engine's only traffic.
+
+With R processes the loss of a task is its mean over the samples of all of them, and so is its
+gradient: the sum of the processes' rows, each of its share. Every decision that depends on data is
+made on such sums, so that all processes make the same one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from lightning_flatmtl.engine.errors import FlatMTLError
+from lightning_flatmtl.engine.partition import Partition
+
+__all__ = ["Alone", "ProcessError", "Processes", "RowSums", "Together"]
+
+
+class ProcessError(FlatMTLError):
+    """Another process cannot go on, so this one does not either; the message says why."""
+
+
+class RowSums:
+    """The sums of rows over all processes; each process keeps a share of the columns.
+
+    With one process the sums are the rows themselves.
+
+    Args:
+        rows: The rows of this process, ``[m, width]``.
+    """
+
+    def __init__(self, rows: Tensor) -> None:
+        self.rows = rows
+
+    def send(self, i: int) -> None:
+        """Start adding up row ``i``, which is complete now."""
+
+    def shards(self) -> Tensor:
+        """The columns ``[m, width / R]`` of the sums that this process keeps."""
+        return self.rows
+
+    def fetch(self, i: int) -> None:
+        """Start bringing the whole sum of row ``i`` here."""
+
+    def whole(self, i: int) -> Tensor:
+        """The whole sum of row ``i``, ``[width]``."""
+        return self.rows[i]
+
+
+class Processes:
+    """What one process does by itself; :class:`Together` does it with others."""
+
+    size = 1
+    rank = 0
+
+    def agree(
+        self,
+        counts: Mapping[str, float],
+        partition: Partition,
+        module: nn.Module,
+        last: bool,
+        error: Exception | None,
+    ) -> dict[str, float]:
+        """Which tasks the step has, and which share of each is in this process.
+
+        Args:
+            counts: For every task that this process has a loss of, its number of samples.
+            partition: What this process has seen of it; afterwards what all have.
+            module: Names the parameters.
+            last: Whether this is the last batch that this process has.
+            error: What went wrong in this process.
+
+        Returns:
+            The share by task, in an order that is the same everywhere; 0 where this process has no
+            sample. Empty if no process has any task.
+
+        Raises:
+            ProcessError: If another process cannot go on.
+        """
+        if error is not None:
+            raise error
+        return dict.fromkeys(counts, 1.0)
+
+    def width(self, columns: int) -> int:
+        """The width of rows that can be shared out evenly."""
+        return columns
+
+    def columns(self, width: int) -> slice:
+        """The columns of a row of ``width`` that this process keeps."""
+        return slice(0, width)
+
+    def row_sums(self, rows: Tensor) -> RowSums:
+        """The sums of ``rows`` over all processes, row by row."""
+        return RowSums(rows)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of ``tensor`` over all processes, in place."""
+        return tensor
+
+    def sum_on_host(self, tensor: Tensor) -> Tensor:
+        """The same for a few numbers on the CPU."""
+        return tensor
+
+    def gather(self, shard: Tensor) -> Tensor:
+        """The shards ``[m, width / R]`` of all processes side by side, ``[m, width]``."""
+        return shard
+
+    def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, float]) -> dict[str, Tensor]:
+        """The losses of known tasks, each the mean over the samples of all processes."""
+        return dict(losses)
+
+    def close(self) -> None:
+        """Give the connection back."""
+
+
+Alone = Processes
+
+
+class Together(Processes):
+    """The processes of a group of :mod:`torch.distributed`.
+
+    Args:
+        timeout: How long the others may be late for a step, in seconds; then an error ends the job.
+
+    Raises:
+        RuntimeError: If torch.distributed has not been started.
+    """
+
+    def __init__(self, timeout: float = 1800.0) -> None:
+        self.size = dist.get_world_size()
+        self.rank = dist.get_rank()
+        self._tasks: list[str] = []
+        self._changes = -1
+        # A few numbers a step on the host: neither the device nor its queue is disturbed.
+        self._host: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    def agree(
+        self,
+        counts: Mapping[str, float],
+        partition: Partition,
+        module: nn.Module,
+        last: bool,
+        error: Exception | None,
+    ) -> dict[str, float]:
+        """See :meth:`Processes.agree`."""
+        news = partition.changes != self._changes or any(t not in self._tasks for t in counts)
+        flags = [float(news), float(last), float(error is not None)]
+        total = torch.tensor(
+            [*(float(counts.get(t, 0.0)) for t in self._tasks), *flags], dtype=torch.float64
+        )
+        self.sum_on_host(total)
+        *sums, any_news, finished, failed = total.tolist()
+        if failed:
+            self._end_all(error)
+        if finished not in (0, self.size):
+            raise ProcessError(
+                f"Expected all {self.size} processes to have the same number of batches, got "
+                f"{int(finished)} at their last batch and the others not. Use a DistributedSampler "
+                "(Lightning's default), `drop_last=True`, or `limit_train_batches`."
+            )
+        if any_news:
+            self._exchange(counts, partition, module)
+            mine = torch.tensor([float(counts.get(t, 0.0)) for t in self._tasks])
+            sums = self.sum_on_host(mine.double()).tolist()
+        return {
+            task: counts.get(task, 0.0) / n
+            for task, n in zip(self._tasks, sums, strict=True)
+            if n > 0
+        }
+
+    def _end_all(self, error: Exception | None) -> None:
+        reason = None if error is None else f"process {self.rank}: {type(error).__name__}: {error}"
+        reasons = [r for r in self._everyones(reason) if r is not None]
+        if error is not None:
+            raise error
+        raise ProcessError("Another process failed. " + " ".join(reasons))
+
+    def _exchange(
+        self, counts: Mapping[str, float], partition: Partition, module: nn.Module
+    ) -> None:
+        named = dict(module.named_parameters())
+        everyones = self._everyones((list(counts), partition.state_dict(named)))
+        for tasks, _ in everyones:
+            self._tasks += [task for task in tasks if task not in self._tasks]
+        partition.merge([state for _, state in everyones], named)
+        self._changes = partition.changes
+
+    def _everyones(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    def width(self, columns: int) -> int:
+        """See :meth:`Processes.width`."""
+        return -(-columns // self.size) * self.size
+
+    def columns(self, width: int) -> slice:
+        """See :meth:`Processes.columns`."""
+        share = width // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def row_sums(self, rows: Tensor) -> RowSums:
+        """See :meth:`Processes.row_sums`."""
+        return _SharedRowSums(rows, self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See :meth:`Processes.sum`."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def sum_on_host(self, tensor: Tensor) -> Tensor:
+        """See :meth:`Processes.sum_on_host`."""
+        dist.all_reduce(tensor, group=self._host)
+        return tensor
+
+    def gather(self, shard: Tensor) -> Tensor:
+        """See :meth:`Processes.gather`."""
+        m, share = shard.shape
+        pieces = shard.new_empty(self.size * m, share)
+        dist.all_gather_into_tensor(pieces, shard.contiguous())
+        return pieces.view(self.size, m, share).movedim(0, 1).reshape(m, self.size * share)
+
+    def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, float]) -> dict[str, Tensor]:
+        """See :meth:`Processes.means`."""
+        n = [counts.get(task, 0.0) for task in self._tasks]
+        sums = [float(losses[t]) * c if c else 0.0 for t, c in zip(self._tasks, n, strict=True)]
+        both = self.sum_on_host(torch.tensor([sums, n], dtype=torch.float64))
+        means = dict(zip(self._tasks, (both[0] / both[1]).unbind(), strict=True))
+        return {task: mean for task, mean in means.items() if not mean.isnan()}
+
+    def close(self) -> None:
+        """Leave the group."""
+        if dist.is_initialized():
+            dist.destroy_process_group(self._host)
+
+
+@dataclass
+class _Fetched:
+    row: int
+    work: Any
+
+
+class _SharedRowSums(RowSums):
+    """Reduce-scatter of each row as soon as it is complete, beside the next backward pass."""
+
+    def __init__(self, rows: Tensor, size: int) -> None:
+        super().__init__(rows)
+        self._shards = rows.new_empty(len(rows), rows.shape[1] // size)
+        self._sent: list[Any] = []
+        self._fetched: _Fetched | None = None
+        self._buffers: Sequence[Tensor] = ()
+
+    def send(self, i: int) -> None:
+        self._sent.append(dist.reduce_scatter_tensor(self._shards[i], self.rows[i], async_op=True))
+
+    def shards(self) -> Tensor:
+        for work in self._sent:
+            work.wait()
+        self._sent.clear()
+        return self._shards
+
+    def fetch(self, i: int) -> None:
+        if not self._buffers:
+            self._buffers = [torch.empty_like(self.rows[0]) for _ in range(2)]
+        buffer = self._buffers[i % 2]
+        work = dist.all_gather_into_tensor(buffer, self._shards[i], async_op=True)
+        self._fetched = _Fetched(i, work)
+
+    def whole(self, i: int) -> Tensor:
+        if self._fetched is None or self._fetched.row != i:
+            self.fetch(i)
+        assert self._fetched is not None
+        self._fetched.work.wait()
+        return self._buffers[i % 2]
