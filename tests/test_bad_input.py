@@ -11,8 +11,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.multiprocessing.spawn import ProcessRaisedException
@@ -47,19 +45,6 @@ def test_two_aggregators() -> None:
 def test_two_sams() -> None:
     with says(MisconfigurationException, "at most one TaskSAM", "got 2", "Keep one"):
         fit(module(), [TaskSAM(), TaskSAM(0.1)])
-
-
-@pytest.mark.parametrize("callback", [CAGrad(), LinearScalarization(), TaskSAM(), TaskSAM(0.0)])
-@pytest.mark.parametrize("verb", ["fit", "validate", "test", "predict"])
-def test_a_foreign_module(callback: pl.Callback, verb: str) -> None:
-    name = type(callback).__name__
-    with says(
-        MisconfigurationException,
-        f"{name} expects a MultiTaskModule, got BoringModel",
-        "override `losses`",
-        "not supported by this version",
-    ):
-        getattr(trainer([callback]), verb)(BoringModel())
 
 
 def test_several_optimizers() -> None:
@@ -515,10 +500,7 @@ def test_predicting_without_an_encoder() -> None:
         trainer().predict(Own(), data())
 
 
-def test_loss_scaling_is_refused() -> None:
-    precision = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
-    with pytest.raises(MisconfigurationException, match="without loss scaling .* got '16-mixed'"):
-        fit(module(), [MGDA()], plugins=[precision])
+def test_half_precision_needs_no_loss_scaling() -> None:
     fit(module().float(), [MGDA(), TaskSAM()], single_precision(), precision="bf16-mixed")
 
 

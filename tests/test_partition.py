@@ -366,6 +366,7 @@ def test_a_task_absent_from_the_first_batches() -> None:
     assert seen[0]["a"] == under(ours, "heads.a.")
 
 
+@pytest.mark.filterwarnings("ignore:No batch so far had targets")
 @pytest.mark.parametrize("point", ["separate", "joint"])
 def test_a_first_batch_with_one_task_is_treated_as_one_later_on_is(point: str) -> None:
     (x, targets), *_ = list(data())
