@@ -5,19 +5,21 @@ import math
 import re
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.multiprocessing.spawn import ProcessRaisedException
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from lightning_flatmtl import ClassificationTask, MultiTaskModule, Task, TaskSAM
+from lightning_flatmtl._host import refuse_unfit_trainer
 from lightning_flatmtl.aggregators import (
     IMTL,
     MGDA,
@@ -94,17 +96,11 @@ def test_callbacks_that_do_not_fit(tmp_path: Path) -> None:
         fit(module(), [by_time], enable_checkpointing=True)
 
 
-@pytest.mark.parametrize("callback", [CAGrad(), TaskSAM()])
-def test_several_processes(monkeypatch: pytest.MonkeyPatch, callback: pl.Callback) -> None:
-    monkeypatch.setattr(pl.Trainer, "world_size", 2)
-    with says(MisconfigurationException, "one process", "got 2", "Trainer(devices=1)"):
-        fit(module(), [callback])
-
-
-@pytest.mark.ddp
-def test_two_devices() -> None:
-    with says(ProcessRaisedException, "MisconfigurationException", "Trainer(devices=1)"):
-        fit(module(), [CAGrad()], strategy="ddp_fork", devices=2)
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_strategies_that_hide_gradients(strategy: type) -> None:
+    trainer = SimpleNamespace(strategy=object.__new__(strategy))
+    with says(MisconfigurationException, strategy.__name__, "Trainer(strategy='ddp')"):
+        refuse_unfit_trainer(trainer)
 
 
 # The module.

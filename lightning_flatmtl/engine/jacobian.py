@@ -179,6 +179,7 @@ def task_gradients(
     blocks: Blocks,
     shares: Mapping[str, float],
     scale: Tensor | None = None,
+    stand_in: str | None = None,
 ) -> Gradients:
     """Differentiate every loss by itself, so that no backward pass walks another task's head.
 
@@ -187,18 +188,21 @@ def task_gradients(
         blocks: The parameters.
         shares: For every task, the share of its samples that this process has.
         scale: The loss scale of 16-bit training.
+        stand_in: The task whose loss, times zero, stands in for those that this process lacks, if
+            its layers wait for those of other processes.
     """
     shared = blocks.shared
     rows = blocks.rows("loss")
     sums = blocks.row_sums(rows)
     heads: dict[str, Tensor] = {}
     reached = [False] * len(shared.params)
-    last = [task for task in blocks.tasks if shares[task]][-1:]
+    last = [task for task in blocks.tasks if shares[task] or stand_in][-1:]
     for i, task in enumerate(blocks.tasks):
         head = blocks.heads[task]
-        if shares[task]:
+        source = task if shares[task] else stand_in
+        if source is not None:
             of_shared, of_head = differentiate(
-                share_of(losses[task], shares[task]),
+                share_of(losses[source], shares[task]),
                 [shared, head],
                 scale,
                 retain_graph=blocks.keep_graph or [task] != last,

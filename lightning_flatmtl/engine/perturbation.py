@@ -56,6 +56,7 @@ def sam_gradients(
     shares: Mapping[str, float],
     sharpness: Sharpness,
     scale: Tensor | None = None,
+    stand_in: str | None = None,
 ) -> Gradients:
     """SAM gradients of all tasks; those of the shared block less the clean ones if split.
 
@@ -68,6 +69,7 @@ def sam_gradients(
         shares: For every task, the share of its samples that this process has.
         sharpness: Radii and point.
         scale: The loss scale of 16-bit training.
+        stand_in: See :func:`~lightning_flatmtl.engine.jacobian.task_gradients`.
 
     Returns:
         New gradients; for a part that does not move, the clean ones.
@@ -76,21 +78,18 @@ def sam_gradients(
     second = _Second(clean, blocks, sharpness)
     ascent.fetch(0)
 
-    def again(task: str, head_only: bool = False) -> Tensor:
-        head = blocks.heads[task].params
-        loss = passes.head_again(task, head) if head_only else passes.again(task)
-        return share_of(loss, shares[task])
-
     if sharpness.point == "joint":
         for i, task in enumerate(blocks.tasks):
+            source = task if shares[task] else stand_in
             with perturbed.shared(i), perturbed.head(i):
                 ascent.fetch(i + 1)
-                if shares[task]:
+                if source is not None:
+                    again = share_of(passes.again(source), shares[task])
                     layouts = [blocks.shared, blocks.heads[task]]
-                    of_shared, of_head = differentiate(again(task), layouts, scale)
+                    of_shared, of_head = differentiate(again, layouts, scale)
                     second.heads[task] = blocks.heads[task].flatten(of_head)
                     second.write(i, of_shared)
-            second.send(i, shares[task] > 0)
+            second.send(i, source is not None)
         return second.gradients()
 
     # The heads come first, while what the clean pass has left behind is still there.
@@ -98,16 +97,19 @@ def sam_gradients(
         head = blocks.heads[task]
         if head.params and shares[task]:
             with perturbed.head(i):
-                (of_head,) = differentiate(again(task, head_only=True), [head], scale)
+                again = share_of(passes.head_again(task, head.params), shares[task])
+                (of_head,) = differentiate(again, [head], scale)
             second.heads[task] = head.flatten(of_head)
     shared_moves = sharpness.moves_shared and blocks.shared.params
     for i, task in enumerate(blocks.tasks if shared_moves else ()):
+        source = task if shares[task] else stand_in
         with perturbed.shared(i):
             ascent.fetch(i + 1)
-            if shares[task]:
-                (of_shared,) = differentiate(again(task), [blocks.shared], scale)
+            if source is not None:
+                again = share_of(passes.again(source), shares[task])
+                (of_shared,) = differentiate(again, [blocks.shared], scale)
                 second.write(i, of_shared)
-        second.send(i, shares[task] > 0)
+        second.send(i, source is not None)
     return second.gradients()
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_flatmtl.engine.errors import FlatMTLError
 from lightning_flatmtl.engine.partition import Partition
 
-__all__ = ["Alone", "ProcessError", "Processes", "RowSums", "Together"]
+__all__ = ["Alone", "ProcessError", "Processes", "RowSums", "Together", "synchronised_layers"]
 
 
 class ProcessError(FlatMTLError):
@@ -148,12 +148,8 @@ class Together(Processes):
     ) -> dict[str, float]:
         """See :meth:`Processes.agree`."""
         news = partition.changes != self._changes or any(t not in self._tasks for t in counts)
-        flags = [float(news), float(last), float(error is not None)]
-        total = torch.tensor(
-            [*(float(counts.get(t, 0.0)) for t in self._tasks), *flags], dtype=torch.float64
-        )
-        self.sum_on_host(total)
-        *sums, any_news, finished, failed = total.tolist()
+        sums = self._sum_up(counts, [news, last, error is not None, not counts])
+        any_news, finished, failed, empty = sums[-4:]
         if failed:
             self._end_all(error)
         if finished not in (0, self.size):
@@ -164,13 +160,19 @@ class Together(Processes):
             )
         if any_news:
             self._exchange(counts, partition, module)
-            mine = torch.tensor([float(counts.get(t, 0.0)) for t in self._tasks])
-            sums = self.sum_on_host(mine.double()).tolist()
-        return {
-            task: counts.get(task, 0.0) / n
-            for task, n in zip(self._tasks, sums, strict=True)
-            if n > 0
-        }
+            sums = self._sum_up(counts, [False, last, False, not counts])
+        m = len(self._tasks)
+        totals = dict(zip(self._tasks, sums[:m], strict=True))
+        present = dict(zip(self._tasks, sums[m : 2 * m], strict=True))
+        partial = {task for task, n in present.items() if 0 < n < self.size}
+        _refuse_waiting_layers(module, partition, partial, empty=0 < empty < self.size)
+        return {task: counts.get(task, 0.0) / n for task, n in totals.items() if n > 0}
+
+    def _sum_up(self, counts: Mapping[str, float], flags: Sequence[bool]) -> list[float]:
+        """Samples by task, processes by task, and processes by flag."""
+        mine = [float(counts.get(task, 0.0)) for task in self._tasks]
+        vector = [*mine, *(float(n > 0) for n in mine), *(float(flag) for flag in flags)]
+        return self.sum_on_host(torch.tensor(vector, dtype=torch.float64)).tolist()
 
     def _end_all(self, error: Exception | None) -> None:
         reason = None if error is None else f"process {self.rank}: {type(error).__name__}: {error}"
@@ -236,6 +238,32 @@ class Together(Processes):
         """Leave the group."""
         if dist.is_initialized():
             dist.destroy_process_group(self._host)
+
+
+def _refuse_waiting_layers(
+    module: nn.Module, partition: Partition, partial: set[str], empty: bool
+) -> None:
+    """Refuse what would wait for ever in a layer that itself waits for the other processes."""
+    layers = synchronised_layers(module)
+    if not layers or not (partial or empty):
+        return
+    if empty:
+        raise ProcessError(
+            "With SyncBatchNorm every process needs a label of some task in every batch, got a "
+            "process without any. Use BatchNorm, or batches with labels."
+        )
+    params = [p for layer in layers for p in layer.parameters()]
+    heads = [task for task in sorted(partial) if partition.head(task, params)]
+    if heads:
+        raise ProcessError(
+            f"With SyncBatchNorm in the head of task '{heads[0]}' every process needs a label of "
+            "the task in every batch, got a process without one. Use BatchNorm in heads."
+        )
+
+
+def synchronised_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of ``module`` that wait for the other processes in each of their passes."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.SyncBatchNorm)]
 
 
 @dataclass

@@ -29,7 +29,7 @@ from lightning_flatmtl.engine.jacobian import (
 from lightning_flatmtl.engine.partition import Partition, reached_parameters
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.perturbation import sam_gradients
-from lightning_flatmtl.engine.processes import Alone, Processes
+from lightning_flatmtl.engine.processes import Alone, Processes, synchronised_layers
 from lightning_flatmtl.engine.sharpness import Sharpness
 from lightning_flatmtl.engine.surrogate import surrogate_loss
 from lightning_flatmtl.engine.workspace import Workspace
@@ -96,6 +96,7 @@ class MultiTaskStep:
         self.partition = Partition() if partition is None else partition
         self.processes = Alone() if processes is None else processes
         self._workspace = Workspace()
+        self._waiting = False
 
     def __call__(
         self,
@@ -135,6 +136,7 @@ class MultiTaskStep:
             if sharpness.point == "separate" and sharpness.moves_heads:
                 seen = self.partition.seen
                 passes.expect_heads([self.partition.head(task, trainable) for task in seen])
+        self._waiting = self.processes.size > 1 and bool(synchronised_layers(module))
         losses, shares = self._clean_losses(module, passes, last)
         if not shares:
             return None
@@ -195,7 +197,8 @@ class MultiTaskStep:
         local = sharpness is not None and sharpness.perturbation == "local"
 
         # Lines 1 to 3: the gradients of every task, where the parameters are.
-        clean = task_gradients(losses, blocks, shares, scale)
+        stand_in = self._stand_in(shares)
+        clean = task_gradients(losses, blocks, shares, scale, stand_in)
         for task, loss in losses.items():
             losses[task] = loss.detach()  # the graph goes
         ascent = Ascent(clean, blocks, local, needed=sharpness is not None)
@@ -210,7 +213,7 @@ class MultiTaskStep:
         if sharpness is not None:
             with passes.repeating():
                 second = sam_gradients(
-                    clean, ascent, measures, blocks, passes, shares, sharpness, scale
+                    clean, ascent, measures, blocks, passes, shares, sharpness, scale, stand_in
                 )
 
         # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
@@ -235,6 +238,10 @@ class MultiTaskStep:
             dead=measures.dead,
             untouched=untouched,
         )
+
+    def _stand_in(self, shares: Mapping[str, float]) -> str | None:
+        """A task of this process to go through layers that wait for the other processes."""
+        return next((t for t, share in shares.items() if share), None) if self._waiting else None
 
     def _blocks(
         self,
