@@ -94,6 +94,7 @@ def run(
     mixin: type = object,
     dtype: torch.dtype = torch.float64,
     prepare: Callable[[Any], Any] = lambda model: None,
+    batches: Any = None,
     **settings: Any,
 ) -> pl.Trainer:
     """Train one host for two epochs with validation; see to it that the fit leaves no trace.
@@ -105,6 +106,7 @@ def run(
         mixin: Hooks of the module.
         dtype: Of the parameters and the data.
         prepare: Called with the module before the fit.
+        batches: A data module, in the place of :func:`loader` for training and validation.
         settings: Of the Trainer.
     """
     mix = type("Mix", (mixin,), {"configure_optimizers": configure or default_optimizer})
@@ -117,8 +119,9 @@ def run(
     prepare(model)
     before = dict(vars(model))
     settings = {"max_epochs": 2, "num_sanity_val_steps": 1, **settings}
-    batches, val = loader(dtype=dtype), loader(16, 1, dtype)
-    trainer = fit(model, callbacks, batches, val, **settings)
+    if batches is None:
+        batches, settings["val"] = loader(dtype=dtype), loader(16, 1, dtype)
+    trainer = fit(model, callbacks, batches, **settings)
     assert vars(model).get("training_step") is before.get("training_step")
     assert "log" not in vars(model)
     return trainer
