@@ -15,14 +15,16 @@ class SeveralBackwards:
     """While it holds, compiled graphs keep what a further backward pass needs.
 
     By default a compiled backward pass reuses the memory of what it was given ("donated buffers")
-    and refuses ``retain_graph=True``. Graphs on disk that were compiled with the default must not
-    be taken up either, or gradients are silently wrong: hence a cache key of our own. Tested with
-    torch 2.13 and 2.15.
+    and refuses ``retain_graph=True``. Graphs that were compiled with the default must not be taken
+    up again either, or gradients are silently wrong: what is in memory is forgotten, and what is on
+    disk has another key. Tested with torch 2.13 and 2.15.
     """
 
     def __init__(self) -> None:
         compiler_config: Any = torch.compiler.config
         self._saved = functorch_config.donated_buffer, compiler_config.cache_key_tag
+        if functorch_config.donated_buffer:
+            torch.compiler.reset()
         functorch_config.donated_buffer = False
         compiler_config.cache_key_tag = _TAG
 

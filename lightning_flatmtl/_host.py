@@ -5,7 +5,11 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -73,6 +77,11 @@ def refuse_unfit_callbacks(trainer: Trainer) -> None:
                 "StochasticWeightAveraging trains the averaged weights for another epoch in manual "
                 "optimization. Use lightning.pytorch.callbacks.WeightAveraging instead."
             )
+        if isinstance(callback, GradientAccumulationScheduler):
+            raise MisconfigurationException(
+                "GradientAccumulationScheduler does nothing in manual optimization. Use "
+                "MultiTaskModule(accumulate_grad_batches=...) instead."
+            )
         # Lightning shows this setting in the callback's state key only.
         if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
             raise MisconfigurationException(
@@ -84,7 +93,8 @@ def refuse_unfit_callbacks(trainer: Trainer) -> None:
 def refuse_unfit_trainer(trainer: Trainer) -> None:
     """Refuse strategies under which an aggregator or TaskSAM would not be exact."""
     kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-    if not kinds & {"SingleDeviceStrategy", "DDPStrategy"}:
+    # DeepSpeed's is derived from DDPStrategy and shares nothing with it.
+    if not kinds & {"SingleDeviceStrategy", "DDPStrategy"} or "DeepSpeedStrategy" in kinds:
         raise MisconfigurationException(
             f"Expected one device or data-parallel training (strategy='ddp') with an aggregator or "
             f"TaskSAM, got {type(trainer.strategy).__name__}, which shards parameters or gradients "

@@ -134,7 +134,7 @@ class TrainingWatch:
         )
 
     def _tell_spare(self, partition: Partition, module: nn.Module) -> None:
-        if self._spare_told:
+        if self._spare_told or partition.hides:
             return
         self._spare_told = True
         spare = {

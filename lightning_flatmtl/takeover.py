@@ -274,8 +274,8 @@ def refuse_unfit_module(module: LightningModule) -> None:
             f"Expected a module with automatic optimization or a MultiTaskModule, got {name} with "
             "`automatic_optimization = False`, which steps its optimizers itself. Let "
             '`training_step` return {"loss": total, "losses": {task: loss}} and remove the manual '
-            "optimization, or derive it from lightning_flatmtl.MultiTaskModule and override "
-            "`losses`."
+            "optimization (several optimizers become one with several parameter groups), or derive "
+            "it from lightning_flatmtl.MultiTaskModule and override `losses`."
         )
     if "dataloader_iter" in inspect.signature(module.training_step).parameters:
         raise MisconfigurationException(

@@ -9,6 +9,8 @@ from torch.autograd.graph import Node
 __all__ = ["Partition", "reached_parameters"]
 
 _COMPILED = "CompiledFunctionBackward"
+_CHECKPOINT = "CheckpointFunctionBackward"
+"""The node of a reentrant checkpoint, which hides the parameters behind it."""
 _SHARED = None
 """The owner of what several tasks share; the others are owned by a task's name."""
 
@@ -46,6 +48,8 @@ class Partition:
         self._hidden: set[nn.Parameter] = set()
         self.seen: set[str] = set()
         """Tasks whose loss has been observed."""
+        self.hides = False
+        """Whether a graph hid parameters, so that not all that are reached are known."""
         self.changes = 0
         """How often something new has been found."""
         self.declare(shared, heads)
@@ -90,6 +94,7 @@ class Partition:
                     self._note_hidden(node)
                 if visitor.get(node, "") in (task, _SHARED):
                     continue
+                self.hides = self.hides or node.name() == _CHECKPOINT
                 visitor[node] = _SHARED if node in visitor else task
                 if _is_leaf(node):
                     self._note(node.variable, task)  # type: ignore[attr-defined]
