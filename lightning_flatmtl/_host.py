@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_flatmtl.engine import Sharpness
-from lightning_flatmtl.engine.processes import Alone, Processes, Together
+from lightning_flatmtl.engine.processes import Alone, Processes, Sharded, Together
 
 __all__ = [
     "Host",
@@ -28,6 +28,10 @@ __all__ = [
     "sharpness_of",
     "warn_of_lost_scale",
 ]
+
+
+_SHARDING = "ModelParallelStrategy"
+_PARALLEL = ("DDPStrategy", _SHARDING)
 
 
 class Host:
@@ -94,17 +98,25 @@ def refuse_unfit_trainer(trainer: Trainer) -> None:
     """Refuse strategies under which an aggregator or TaskSAM would not be exact."""
     kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
     # DeepSpeed's is derived from DDPStrategy and shares nothing with it.
-    if not kinds & {"SingleDeviceStrategy", "DDPStrategy"} or "DeepSpeedStrategy" in kinds:
+    if not kinds & {"SingleDeviceStrategy", *_PARALLEL} or "DeepSpeedStrategy" in kinds:
         raise MisconfigurationException(
             f"Expected one device or data-parallel training (strategy='ddp') with an aggregator or "
             f"TaskSAM, got {type(trainer.strategy).__name__}, which shards parameters or gradients "
             "in a way that hides those of single tasks. Use Trainer(strategy='ddp')."
         )
+    if getattr(trainer.strategy, "_tensor_parallel_size", 1) not in (1, "auto"):
+        raise MisconfigurationException(
+            "Expected parameters sharded over data-parallel processes with an aggregator or "
+            "TaskSAM, got tensor parallelism. Use ModelParallelStrategy(tensor_parallel_size=1)."
+        )
 
 
 def processes_of(trainer: Trainer) -> Processes:
     """The processes that share the steps of the Trainer; to be closed after the fit."""
-    return Together() if trainer.world_size > 1 else Alone()
+    if trainer.world_size == 1:
+        return Alone()
+    sharded = any(kind.__name__ == _SHARDING for kind in type(trainer.strategy).__mro__)
+    return Sharded() if sharded else Together()
 
 
 def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None) -> None:

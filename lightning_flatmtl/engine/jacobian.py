@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_flatmtl.engine.errors import FlatMTLError
 from lightning_flatmtl.engine.gram import gram_matrix, squared_norms
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.partition import Partition
@@ -80,9 +79,45 @@ class Blocks:
         """Memory ``[width]`` for one row, by name."""
         return self._take(name, (self.width,))
 
+    def differentiate(
+        self,
+        loss: Tensor,
+        layouts: Sequence[Layout],
+        scale: Tensor | None = None,
+        retain_graph: bool = False,
+    ) -> list[Sequence[Tensor | None]]:
+        """Gradients of a scalar with respect to several blocks, in one backward pass.
+
+        Args:
+            loss: The scalar.
+            layouts: The blocks.
+            scale: The loss scale of 16-bit training: the backward pass runs on the scaled loss, so
+                that small gradients survive, and the gradients are divided by it.
+            retain_graph: Whether the graph is needed again.
+        """
+        params = [p for layout in layouts for p in layout.params]
+        if not params:
+            return [[] for _ in layouts]
+        if scale is not None:
+            loss = loss.float() * scale
+        grads = self._grad(loss, params, retain_graph)
+        if scale is not None:
+            grads = tuple(None if g is None else g.to(scale.dtype) / scale for g in grads)
+        pieces: list[Sequence[Tensor | None]] = []
+        start = 0
+        for layout in layouts:
+            pieces.append(grads[start : start + len(layout.params)])
+            start += len(layout.params)
+        return pieces
+
+    def _grad(
+        self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+
     def kept_columns(self, vector: Tensor) -> Tensor:
         """Those entries of a vector ``[d]`` whose columns this process keeps the sums of."""
-        if self.processes.size == 1:
+        if self.processes.size == 1 or self.processes.sharded:
             return vector
         padded = nn.functional.pad(vector, (0, self.width - len(vector)))
         return padded[self.processes.columns(self.width)]
@@ -125,55 +160,6 @@ class Gradients:
     reached: list[bool]
 
 
-def differentiate(
-    loss: Tensor,
-    layouts: Sequence[Layout],
-    scale: Tensor | None = None,
-    retain_graph: bool = False,
-) -> list[Sequence[Tensor | None]]:
-    """Gradients of a scalar with respect to several blocks, in one backward pass.
-
-    Args:
-        loss: The scalar.
-        layouts: The blocks.
-        scale: The loss scale of 16-bit training: the backward pass runs on the scaled loss, so that
-            small gradients survive, and the gradients are divided by it.
-        retain_graph: Whether the graph is needed again.
-    """
-    params = [p for layout in layouts for p in layout.params]
-    if not params:
-        return [[] for _ in layouts]
-    if scale is not None:
-        loss = loss.float() * scale
-    grads = _grad(loss, params, retain_graph)
-    if scale is not None:
-        grads = tuple(None if g is None else g.to(scale.dtype) / scale for g in grads)
-    pieces: list[Sequence[Tensor | None]] = []
-    start = 0
-    for layout in layouts:
-        pieces.append(grads[start : start + len(layout.params)])
-        start += len(layout.params)
-    return pieces
-
-
-def _grad(loss: Tensor, params: Sequence[Tensor], retain_graph: bool) -> tuple[Tensor | None, ...]:
-    try:
-        return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
-    except RuntimeError as error:
-        if "donated buffers" in str(error):
-            raise FlatMTLError(
-                "A compiled part of the model was compiled before the fit began, for one backward "
-                "pass only, and every task needs one. Call `torch.compiler.reset()` before `fit`."
-            ) from error
-        if "use_reentrant" in str(error):
-            raise FlatMTLError(
-                "Gradient checkpointing with `use_reentrant=True` hides its parameters from "
-                "per-task gradients. Use `torch.utils.checkpoint.checkpoint(..., "
-                "use_reentrant=False)`."
-            ) from error
-        raise
-
-
 def task_gradients(
     losses: Mapping[str, Tensor],
     blocks: Blocks,
@@ -201,8 +187,8 @@ def task_gradients(
         head = blocks.heads[task]
         source = task if shares[task] else stand_in
         if source is not None:
-            of_shared, of_head = differentiate(
-                share_of(losses[source], shares[task]),
+            of_shared, of_head = blocks.differentiate(
+                share_of(losses[source], blocks.processes.weight(shares[task])),
                 [shared, head],
                 scale,
                 retain_graph=blocks.keep_graph or [task] != last,
@@ -237,8 +223,9 @@ class Ascent:
 
     def __init__(self, clean: Gradients, blocks: Blocks, local: bool, needed: bool) -> None:
         processes = blocks.processes
-        self.summed = needed and not local and processes.size > 1
-        self.local = needed and local and processes.size > 1
+        apart = needed and processes.size > 1 and not processes.sharded
+        self.summed = apart and not local
+        self.local = apart and local
         self._clean = clean
         self._columns = blocks.shared.numel
         self.heads = clean.heads
@@ -324,12 +311,14 @@ def measure(
     if adaptive and not ascent.local:
         kept = None if scale is None else blocks.kept_columns(scale)
         parts["shared squares"] = squared_norms(shards, kept)
+    if adaptive and processes.sharded:
+        parts["head squares"] = _head_squares(ascent, blocks, adaptive)
     summed = processes.sum(torch.cat([part.to(gram.device) for part in parts.values()]))
     # What is the same in all processes, or is this one's own, is not summed.
     own = {}
     if ascent.local:
         own["shared squares"] = squared_norms(gradients.shared[:, : shared.numel], scale)
-    if adaptive or ascent.local or processes.size > 1:
+    if not processes.sharded and (adaptive or processes.size > 1):
         own["head squares"] = _head_squares(ascent, blocks, adaptive)
     host = torch.cat([summed, *(part.to(gram.device) for part in own.values())]).cpu()
     names = [*parts, *own]

@@ -28,6 +28,8 @@ class Layout:
 
     def __init__(self, params: Sequence[Tensor]) -> None:
         self.params: list[Tensor] = list(params)
+        self.tensors = self.params
+        """Where their values lie; a part of each where parameters are sharded."""
         self.sizes = [p.numel() for p in self.params]
         self.numel = sum(self.sizes)
         devices = {p.device for p in self.params}
@@ -54,7 +56,7 @@ class Layout:
     def views(self, row: Tensor) -> list[Tensor]:
         """Cut a vector of ``numel`` entries into views of the parameters' shapes."""
         pieces = torch.split(row, self.sizes) if self.params else ()
-        return [piece.view(p.shape) for piece, p in zip(pieces, self.params, strict=True)]
+        return [piece.view(t.shape) for piece, t in zip(pieces, self.tensors, strict=True)]
 
     @torch.no_grad()
     def write(self, gradients: Sequence[Tensor | None], row: Tensor) -> None:
@@ -94,28 +96,28 @@ class Layout:
 
     def values(self) -> Tensor:
         """The parameters' values as a new vector."""
-        return self.flatten([p.detach() for p in self.params])
+        return self.flatten([t.detach() for t in self.tensors])
 
     @torch.no_grad()
     def save(self, out: Tensor) -> Tensor:
         """Copy the parameters' values into the vector ``out`` and return it."""
-        self.write([p.detach() for p in self.params], out)
+        self.write([t.detach() for t in self.tensors], out)
         return out
 
     @torch.no_grad()
     def restore(self, saved: Tensor) -> None:
         """Put the values of :meth:`save` back, bit for bit."""
         if self.params:
-            torch._foreach_copy_(self.params, self.views(saved))
+            torch._foreach_copy_(self.tensors, self.views(saved))
 
     @torch.no_grad()
     def add(self, row: Tensor, factor: float, scale: Tensor | None = None) -> None:
         """Move the parameters by ``factor * scale * row``, in place."""
         if not self.params or factor == 0.0:
             return
-        views = [v.to(p.dtype) for v, p in zip(self.views(row), self.params, strict=True)]
+        views = [v.to(t.dtype) for v, t in zip(self.views(row), self.tensors, strict=True)]
         if scale is None:
-            torch._foreach_add_(self.params, views, alpha=factor)
+            torch._foreach_add_(self.tensors, views, alpha=factor)
             return
-        scales = [v.to(p.dtype) for v, p in zip(self.views(scale), self.params, strict=True)]
-        torch._foreach_addcmul_(self.params, scales, views, factor)
+        scales = [v.to(t.dtype) for v, t in zip(self.views(scale), self.tensors, strict=True)]
+        torch._foreach_addcmul_(self.tensors, scales, views, factor)

@@ -100,6 +100,14 @@ class Partition:
                     self._note(node.variable, task)  # type: ignore[attr-defined]
                 stack.extend((child, nr) for child, nr in node.next_functions if child is not None)
 
+    def note(self, task: str, params: Iterable[nn.Parameter]) -> None:
+        """Note that the loss of ``task`` reaches ``params``, where the graph does not show it."""
+        if task not in self.seen:
+            self.seen.add(task)
+            self.changes += 1
+        for p in params:
+            self._note(p, task)
+
     def share(self, params: Iterable[nn.Parameter]) -> None:
         """Note parameters of which it is known that all tasks reach them, seen or not yet."""
         for p in params:

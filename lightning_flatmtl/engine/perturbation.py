@@ -12,7 +12,6 @@ from lightning_flatmtl.engine.jacobian import (
     Blocks,
     Gradients,
     Measures,
-    differentiate,
     share_of,
 )
 from lightning_flatmtl.engine.layout import Layout
@@ -76,6 +75,7 @@ def sam_gradients(
     """
     perturbed = _Perturbed(ascent, measures, blocks, sharpness)
     second = _Second(clean, blocks, sharpness)
+    weight = blocks.processes.weight
     ascent.fetch(0)
 
     if sharpness.point == "joint":
@@ -84,9 +84,9 @@ def sam_gradients(
             with perturbed.shared(i), perturbed.head(i):
                 ascent.fetch(i + 1)
                 if source is not None:
-                    again = share_of(passes.again(source), shares[task])
+                    again = share_of(passes.again(source), weight(shares[task]))
                     layouts = [blocks.shared, blocks.heads[task]]
-                    of_shared, of_head = differentiate(again, layouts, scale)
+                    of_shared, of_head = blocks.differentiate(again, layouts, scale)
                     second.heads[task] = blocks.heads[task].flatten(of_head)
                     second.write(i, of_shared)
             second.send(i, source is not None)
@@ -97,8 +97,8 @@ def sam_gradients(
         head = blocks.heads[task]
         if head.params and shares[task]:
             with perturbed.head(i):
-                again = share_of(passes.head_again(task, head.params), shares[task])
-                (of_head,) = differentiate(again, [head], scale)
+                again = share_of(passes.head_again(task, head.params), weight(shares[task]))
+                (of_head,) = blocks.differentiate(again, [head], scale)
             second.heads[task] = head.flatten(of_head)
     shared_moves = sharpness.moves_shared and blocks.shared.params
     for i, task in enumerate(blocks.tasks if shared_moves else ()):
@@ -106,8 +106,8 @@ def sam_gradients(
         with perturbed.shared(i):
             ascent.fetch(i + 1)
             if source is not None:
-                again = share_of(passes.again(source), shares[task])
-                (of_shared,) = differentiate(again, [blocks.shared], scale)
+                again = share_of(passes.again(source), weight(shares[task]))
+                (of_shared,) = blocks.differentiate(again, [blocks.shared], scale)
                 second.write(i, of_shared)
         second.send(i, source is not None)
     return second.gradients()

@@ -13,11 +13,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from lightning_flatmtl.engine.errors import FlatMTLError
 from lightning_flatmtl.engine.partition import Partition
 
-__all__ = ["Alone", "ProcessError", "Processes", "RowSums", "Together", "synchronised_layers"]
+__all__ = [
+    "Alone",
+    "ProcessError",
+    "Processes",
+    "RowSums",
+    "Sharded",
+    "Together",
+    "synchronised_layers",
+]
 
 
 class ProcessError(FlatMTLError):
@@ -56,12 +65,18 @@ class Processes:
 
     size = 1
     rank = 0
+    gain = 1
+    """What the sum of all processes' directions is divided by on its way to the parameters."""
+
+    sharded = False
+    """Whether each process holds a part of every parameter; gradients are summed already then."""
 
     def agree(
         self,
         counts: Mapping[str, float],
         partition: Partition,
         module: nn.Module,
+        named: Mapping[str, nn.Parameter],
         last: bool,
         error: Exception | None,
     ) -> dict[str, float]:
@@ -70,7 +85,8 @@ class Processes:
         Args:
             counts: For every task that this process has a loss of, its number of samples.
             partition: What this process has seen of it; afterwards what all have.
-            module: Names the parameters.
+            module: The model.
+            named: Its parameters by name.
             last: Whether this is the last batch that this process has.
             error: What went wrong in this process.
 
@@ -84,6 +100,10 @@ class Processes:
         if error is not None:
             raise error
         return dict.fromkeys(counts, 1.0)
+
+    def weight(self, share: float) -> float:
+        """What a loss is to be multiplied by, for gradients that add up to those of the mean."""
+        return share
 
     def width(self, columns: int) -> int:
         """The width of rows that can be shared out evenly."""
@@ -133,6 +153,7 @@ class Together(Processes):
     def __init__(self, timeout: float = 1800.0) -> None:
         self.size = dist.get_world_size()
         self.rank = dist.get_rank()
+        self.gain = self.size  # data-parallel training takes means
         self._tasks: list[str] = []
         self._changes = -1
         # A few numbers a step on the host: neither the device nor its queue is disturbed.
@@ -143,6 +164,7 @@ class Together(Processes):
         counts: Mapping[str, float],
         partition: Partition,
         module: nn.Module,
+        named: Mapping[str, nn.Parameter],
         last: bool,
         error: Exception | None,
     ) -> dict[str, float]:
@@ -159,7 +181,7 @@ class Together(Processes):
                 "(Lightning's default), `drop_last=True`, or `limit_train_batches`."
             )
         if any_news:
-            self._exchange(counts, partition, module)
+            self._exchange(counts, partition, named)
             sums = self._sum_up(counts, [False, last, False, not counts])
         m = len(self._tasks)
         totals = dict(zip(self._tasks, sums[:m], strict=True))
@@ -182,9 +204,11 @@ class Together(Processes):
         raise ProcessError("Another process failed. " + " ".join(reasons))
 
     def _exchange(
-        self, counts: Mapping[str, float], partition: Partition, module: nn.Module
+        self,
+        counts: Mapping[str, float],
+        partition: Partition,
+        named: Mapping[str, nn.Parameter],
     ) -> None:
-        named = dict(module.named_parameters())
         everyones = self._everyones((list(counts), partition.state_dict(named)))
         for tasks, _ in everyones:
             self._tasks += [task for task in tasks if task not in self._tasks]
@@ -240,12 +264,52 @@ class Together(Processes):
             dist.destroy_process_group(self._host)
 
 
+class Sharded(Together):
+    """Processes each of which holds a part of every parameter (FSDP2).
+
+    The layers bring the parameters together for each pass and sum up their gradients after it: each
+    process has its part of the finished rows, and the engine only adds up inner products.
+
+    Args:
+        timeout: See :class:`Together`.
+    """
+
+    sharded = True
+
+    def __init__(self, timeout: float = 1800.0) -> None:
+        super().__init__(timeout)
+        self.gain = 1
+
+    def weight(self, share: float) -> float:
+        """See :meth:`Processes.weight`; the layers take means."""
+        return share * self.size
+
+    def width(self, columns: int) -> int:
+        """All columns that are here."""
+        return columns
+
+    def columns(self, width: int) -> slice:
+        """All columns that are here."""
+        return slice(0, width)
+
+    def row_sums(self, rows: Tensor) -> RowSums:
+        """The rows as they are."""
+        return RowSums(rows)
+
+
 def _refuse_waiting_layers(
     module: nn.Module, partition: Partition, partial: set[str], empty: bool
 ) -> None:
     """Refuse what would wait for ever in a layer that itself waits for the other processes."""
+    if not (partial or empty):
+        return
+    if any(isinstance(layer, FSDPModule) for layer in module.modules()):
+        raise ProcessError(
+            "With sharded parameters every process needs a label of every task in every batch, got "
+            f"a process without {sorted(partial) or 'any'}. Use strategy='ddp' for such data."
+        )
     layers = synchronised_layers(module)
-    if not layers or not (partial or empty):
+    if not layers:
         return
     if empty:
         raise ProcessError(

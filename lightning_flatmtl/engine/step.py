@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from lightning_flatmtl.engine.backward import BackwardBlocks, observe_by_backward, set_aside
 from lightning_flatmtl.engine.errors import NonFiniteError, ScaledOverflowError
 from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import (
@@ -30,6 +32,7 @@ from lightning_flatmtl.engine.partition import Partition, reached_parameters
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.perturbation import sam_gradients
 from lightning_flatmtl.engine.processes import Alone, Processes, synchronised_layers
+from lightning_flatmtl.engine.sharded import ShardedBlocks, reshard
 from lightning_flatmtl.engine.sharpness import Sharpness
 from lightning_flatmtl.engine.surrogate import surrogate_loss
 from lightning_flatmtl.engine.workspace import Workspace
@@ -97,6 +100,7 @@ class MultiTaskStep:
         self.processes = Alone() if processes is None else processes
         self._workspace = Workspace()
         self._waiting = False
+        self._probed: set[str] = set()
 
     def __call__(
         self,
@@ -130,24 +134,34 @@ class MultiTaskStep:
         aggregation = SumOfLosses() if aggregation is None else aggregation
         if sharpness is not None and not sharpness.active:
             sharpness = None
-        trainable = [p for p in module.parameters() if p.requires_grad]
+        if self.processes.sharded:
+            reshard(module)
+        # Before the passes: sharded layers show other parameters during them.
+        named = dict(module.named_parameters())
+        trainable = [p for p in named.values() if p.requires_grad]
         if sharpness is not None:
             passes.keep_start()
-            if sharpness.point == "separate" and sharpness.moves_heads:
+            by_head = sharpness.point == "separate" and sharpness.moves_heads
+            if by_head and not self.processes.sharded:
                 seen = self.partition.seen
                 passes.expect_heads([self.partition.head(task, trainable) for task in seen])
         self._waiting = self.processes.size > 1 and bool(synchronised_layers(module))
-        losses, shares = self._clean_losses(module, passes, last)
+        by_task = sharpness is not None or aggregation.needs_gradients or self.processes.sharded
+        losses, shares = self._clean_losses(module, named, passes, last, by_task)
         if not shares:
             return None
-        if sharpness is None and not aggregation.needs_gradients:
+        if not by_task:
             return _weighted_sum(
                 losses, shares, trainable, aggregation, scale, self.processes, self.partition
             )
         self.partition.refuse_hidden()
-        blocks = self._blocks(trainable, passes, tuple(shares), sharpness)
+        blocks = self._blocks(module, trainable, passes, tuple(shares), sharpness)
         try:
-            return self._algorithm_1(losses, shares, blocks, passes, aggregation, sharpness, scale)
+            by_backward = isinstance(blocks, BackwardBlocks)
+            with set_aside(trainable) if by_backward else nullcontext():
+                return self._algorithm_1(
+                    losses, shares, blocks, passes, aggregation, sharpness, scale
+                )
         except ScaledOverflowError as overflow:
             return _to_be_skipped(losses, trainable, blocks, str(overflow))
 
@@ -167,7 +181,12 @@ class MultiTaskStep:
         return self.processes.means(losses, counts)
 
     def _clean_losses(
-        self, module: nn.Module, passes: Passes, last: bool
+        self,
+        module: nn.Module,
+        named: Mapping[str, nn.Parameter],
+        passes: Passes,
+        last: bool,
+        by_task: bool,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The losses of this process, and its share of every task that any process has."""
         losses: dict[str, Tensor] = {}
@@ -175,13 +194,28 @@ class MultiTaskStep:
         try:
             losses = passes.clean()
             _check_graphs(losses)
-            self.partition.share(passes.common)
-            self.partition.observe(losses)
+            if not self.processes.sharded:
+                self.partition.share(passes.common)
+                self.partition.observe(losses)
+                if self.partition.hides and by_task:
+                    self._probe(module, named, losses)
         except Exception as raised:
             error = raised  # the other processes are told before it goes on
         counts = {task: passes.count(task) for task in losses}
-        shares = self.processes.agree(counts, self.partition, module, last, error)
+        shares = self.processes.agree(counts, self.partition, module, named, last, error)
+        if self.processes.sharded:  # then all processes have the same tasks
+            self._probe(module, named, losses)
         return losses, shares
+
+    def _probe(
+        self, module: nn.Module, named: Mapping[str, nn.Parameter], losses: dict[str, Tensor]
+    ) -> None:
+        """Find out what new losses reach, where the graph does not show it."""
+        new = {task: loss for task, loss in losses.items() if task not in self._probed}
+        if new:
+            trainable = [p for p in named.values() if p.requires_grad]
+            observe_by_backward(self.partition, new, module, trainable)
+            self._probed.update(new)
 
     def _algorithm_1(
         self,
@@ -245,12 +279,26 @@ class MultiTaskStep:
 
     def _blocks(
         self,
+        module: nn.Module,
         trainable: list[nn.Parameter],
         passes: Passes,
         tasks: tuple[str, ...],
         sharpness: Sharpness | None,
     ) -> Blocks:
         """The columns of the task Jacobian: the shared parameters, or the features."""
+        if self.processes.sharded:
+            if sharpness is not None and sharpness.perturbation == "local":
+                raise ValueError(
+                    "With sharded parameters no process has gradients of its own, got TaskSAM("
+                    "perturbation='local'). Use 'global'."
+                )
+            return ShardedBlocks(
+                module, trainable, self.partition, tasks, self._workspace, self.processes
+            )
+        if self.partition.hides:
+            return BackwardBlocks(
+                module, trainable, self.partition, tasks, self._workspace, self.processes
+            )
         blocks = Blocks(trainable, self.partition, tasks, self._workspace, self.processes)
         if passes.features is None or not blocks.shared.params:
             return blocks
@@ -334,10 +382,12 @@ def _aggregate_onto(
     """
     processes, columns = blocks.processes, blocks.shared.numel
     sees = "matrix" if processes.size == 1 else aggregation.sees
-    if sees != "gram" and processes.size > 1 and isinstance(blocks, FeatureBlocks):
+    apart = processes.sharded or isinstance(blocks, FeatureBlocks)  # columns of any width
+    if apart and processes.size > 1 and sees != "gram":
         raise ValueError(
-            f"With several processes and `gradients='features'` an aggregator must look at the "
-            f"Gram matrix only, got {aggregation!r}. Use `gradients='parameters'`."
+            "With sharded parameters, or several processes and `gradients='features'`, an "
+            f"aggregator must look at the Gram matrix only, got {aggregation!r}. Use another "
+            "aggregator, or `gradients='parameters'` with strategy='ddp'."
         )
     if sees == "columns":
         kept = processes.columns(blocks.width)
@@ -349,7 +399,7 @@ def _aggregate_onto(
     part = replace(part, jacobian=part.jacobian[:, :columns])
     weights = aggregation.row_weights(part)
     if weights is not None:
-        weighted_rows(weights * processes.size, gradients.shared, onto=direction)
+        weighted_rows(weights * processes.gain, gradients.shared, onto=direction)
     else:
         direction[:columns] += aggregation.aggregate(part)
 
@@ -424,13 +474,13 @@ def _surrogate(
     weights: Tensor | None,
 ) -> tuple[Tensor, list[Tensor]]:
     params, gradients = blocks.shared_gradients(direction, reached)
-    size = blocks.processes.size
+    processes = blocks.processes
     for i, (task, head) in enumerate(blocks.heads.items()):
-        factor = size * (1.0 if weights is None else weights[i].item())
+        factor = processes.gain * (1.0 if weights is None else weights[i].item())
         params += head.params
         gradients += head.views(heads[task] if factor == 1.0 else heads[task] * factor)
     untouched: list[Tensor] = []
-    if size > 1:
+    if processes.size > 1 and not processes.sharded:
         # Data-parallel training waits for a gradient of every parameter.
         given = {p for p, g in zip(params, gradients, strict=True) if g is not None}
         untouched = [p for p in blocks.trainable if p not in given]

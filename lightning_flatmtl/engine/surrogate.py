@@ -1,11 +1,13 @@
 """The one entrance of the engine's gradients into Lightning: a loss whose gradient they are."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
+from torch.distributed.tensor import DTensor
 
 __all__ = ["surrogate_loss"]
 
@@ -17,6 +19,7 @@ class _Surrogate(torch.autograd.Function):
     def forward(ctx: Any, loss: Tensor, count: int, *params_and_gradients: Tensor) -> Tensor:
         """Keep the gradients for the backward pass and return the loss."""
         ctx.count = count
+        ctx.parts = [_part_of(p) for p in params_and_gradients[:count]]
         ctx.save_for_backward(*params_and_gradients[count:])
         return loss.clone()
 
@@ -25,8 +28,23 @@ class _Surrogate(torch.autograd.Function):
         """Multiply by the incoming gradient: loss scale and 1/accumulation arrive there."""
         (grad_output,) = grad_outputs
         saved = ctx.saved_tensors  # type: ignore[attr-defined]
-        count = ctx.count  # type: ignore[attr-defined]
-        return None, None, *[g * grad_output.to(g.dtype) for g in saved], *([None] * count)
+        count, parts = ctx.count, ctx.parts  # type: ignore[attr-defined]
+        scaled = [g * grad_output.to(g.dtype) for g in saved]
+        gradients = [g if of is None else of(g) for g, of in zip(scaled, parts, strict=True)]
+        return None, None, *gradients, *([None] * count)
+
+
+def _part_of(param: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """What makes this process's part of a gradient that of a sharded parameter."""
+    if not isinstance(param, DTensor):
+        return None
+    return partial(
+        DTensor.from_local,
+        device_mesh=param.device_mesh,
+        placements=param.placements,
+        shape=param.shape,
+        stride=param.stride(),
+    )
 
 
 def surrogate_loss(
@@ -40,7 +58,8 @@ def surrogate_loss(
     Args:
         loss: The value, a scalar; it is detached.
         params: The parameters.
-        gradients: One tensor per parameter, of its shape; ``None`` leaves that ``.grad`` alone.
+        gradients: One tensor per parameter, of its shape (of a sharded parameter the part that lies
+            here); ``None`` leaves that ``.grad`` alone.
 
     Example:
         >>> import torch

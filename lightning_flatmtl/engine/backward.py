@@ -1,0 +1,90 @@
+"""Gradients by whole backward passes, where the graph does not end in the parameters.
+
+Reentrant gradient checkpointing runs the forward pass again within the backward pass, and sharded
+layers bring their parameters together for each pass: ``torch.autograd.grad`` cannot reach them, and
+walking the graph does not find them. What ``backward`` leaves in ``.grad`` tells both.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from lightning_flatmtl.engine.hygiene import frozen_buffers
+from lightning_flatmtl.engine.jacobian import Blocks
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.processes import Processes
+from lightning_flatmtl.engine.workspace import Workspace
+
+__all__ = ["BackwardBlocks", "local_part", "observe_by_backward", "set_aside"]
+
+
+class BackwardBlocks(Blocks):
+    """Blocks that are differentiated by ``backward``; ``.grad`` must be empty, see `set_aside`.
+
+    Args:
+        module: Its buffers are kept from what runs again within a backward pass.
+        params: All trainable parameters, in their order.
+        partition: Which of them are shared.
+        tasks: The tasks that this step has a loss of.
+        workspace: Lends what is as long as the shared block.
+        processes: The processes that share the step.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: Sequence[nn.Parameter],
+        partition: Partition,
+        tasks: Sequence[str],
+        workspace: Workspace,
+        processes: Processes,
+    ) -> None:
+        super().__init__(params, partition, tasks, workspace, processes)
+        self._module = module
+
+    @override
+    def _grad(
+        self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        with frozen_buffers(self._module):
+            loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
+        gradients = tuple(None if p.grad is None else local_part(p.grad) for p in params)
+        for p in self.trainable:
+            p.grad = None
+        return gradients
+
+
+@contextmanager
+def set_aside(params: Sequence[Tensor]) -> Iterator[None]:
+    """Run the block with empty ``.grad`` and put what was there back."""
+    kept = [p.grad for p in params]
+    for p in params:
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, gradient in zip(params, kept, strict=True):
+            p.grad = gradient
+
+
+def observe_by_backward(
+    partition: Partition,
+    losses: Mapping[str, Tensor],
+    module: nn.Module,
+    params: Sequence[nn.Parameter],
+) -> None:
+    """Note who reaches which parameter by a backward pass of each loss; the graphs stay."""
+    with set_aside(params), frozen_buffers(module):
+        for task, loss in losses.items():
+            loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            partition.note(task, [p for p in params if p.grad is not None])
+            for p in params:
+                p.grad = None
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process holds of ``tensor``: all of it, if it is not sharded."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

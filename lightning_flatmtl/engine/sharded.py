@@ -1,0 +1,82 @@
+"""Parameters of which each process holds a part (FSDP2)."""
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from typing_extensions import override
+
+from lightning_flatmtl.engine.backward import BackwardBlocks, local_part
+from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.processes import Processes
+from lightning_flatmtl.engine.workspace import Workspace
+
+__all__ = ["ShardedBlocks", "reshard"]
+
+
+class ShardedBlocks(BackwardBlocks):
+    """The columns of the task Jacobian that lie in this process.
+
+    Args:
+        module: Its layers are sharded.
+        params: All trainable parameters, in their order.
+        partition: Which of them are shared.
+        tasks: The tasks that this step has a loss of.
+        workspace: Lends what is as long as the shared block.
+        processes: The processes that share the step.
+
+    Raises:
+        ValueError: If a trainable parameter is not sharded.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        params: Sequence[nn.Parameter],
+        partition: Partition,
+        tasks: Sequence[str],
+        workspace: Workspace,
+        processes: Processes,
+    ) -> None:
+        whole = [list(p.shape) for p in params if not isinstance(p, DTensor)]
+        if whole:
+            raise ValueError(
+                "With sharded parameters every trainable one must be sharded, got "
+                f"{len(whole)} that are not, of shapes {whole[:3]}. Call `fully_shard` on the "
+                "encoder and on every head in `configure_model`."
+            )
+        super().__init__(module, params, partition, tasks, workspace, processes)
+        self.shared = _ShardedLayout(self.shared.params, module)
+        self.heads = {
+            task: _ShardedLayout(head.params, module) for task, head in self.heads.items()
+        }
+
+
+class _ShardedLayout(Layout):
+    """The parts of parameters that lie in this process."""
+
+    def __init__(self, params: Sequence[Tensor], module: nn.Module) -> None:
+        super().__init__(params)
+        self.tensors = [local_part(p.detach()) for p in params]
+        self.sizes = [t.numel() for t in self.tensors]
+        self.numel = sum(self.sizes)
+        self._module = module
+
+    @override
+    def restore(self, saved: Tensor) -> None:
+        super().restore(saved)
+        reshard(self._module)  # the copies have the values from before
+
+    @override
+    def add(self, row: Tensor, factor: float, scale: Tensor | None = None) -> None:
+        super().add(row, factor, scale)
+        reshard(self._module)
+
+
+def reshard(module: nn.Module) -> None:
+    """Let every sharded layer of ``module`` free what it has brought together for a pass."""
+    for layer in module.modules():
+        if isinstance(layer, FSDPModule):
+            layer.reshard()
