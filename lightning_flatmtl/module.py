@@ -28,7 +28,7 @@ from lightning_flatmtl.engine import (
     StepResult,
     WholePasses,
 )
-from lightning_flatmtl.engine.step import check_scalars
+from lightning_flatmtl.engine.checks import check_scalars
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.task import Task

@@ -6,50 +6,36 @@ walking the graph does not find them. What ``backward`` leaves in ``.grad`` tell
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from lightning_flatmtl.engine.blocks import Blocks
 from lightning_flatmtl.engine.hygiene import frozen_buffers
-from lightning_flatmtl.engine.jacobian import Blocks
 from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.processes import Processes
-from lightning_flatmtl.engine.workspace import Workspace
 
 __all__ = ["BackwardBlocks", "local_part", "observe_by_backward", "set_aside"]
 
 
 class BackwardBlocks(Blocks):
-    """Blocks that are differentiated by ``backward``; ``.grad`` must be empty, see `set_aside`.
+    """Blocks that are differentiated by ``backward``, with the ``.grad`` that was there set aside.
 
     Args:
-        module: Its buffers are kept from what runs again within a backward pass.
-        params: All trainable parameters, in their order.
-        partition: Which of them are shared.
-        tasks: The tasks that this step has a loss of.
-        workspace: Lends what is as long as the shared block.
-        processes: The processes that share the step.
+        setting: What is known of the step.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        params: Sequence[nn.Parameter],
-        partition: Partition,
-        tasks: Sequence[str],
-        workspace: Workspace,
-        processes: Processes,
-    ) -> None:
-        super().__init__(params, partition, tasks, workspace, processes)
-        self._module = module
+    @override
+    def differentiating(self) -> AbstractContextManager[Any]:
+        return set_aside(self.trainable)
 
     @override
     def _grad(
         self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
     ) -> tuple[Tensor | None, ...]:
-        with frozen_buffers(self._module):
+        with frozen_buffers(self._setting.module):
             loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         gradients = tuple(None if p.grad is None else local_part(p.grad) for p in params)
         for p in self.trainable:

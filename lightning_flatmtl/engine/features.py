@@ -3,14 +3,13 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from typing_extensions import override
 
-from lightning_flatmtl.engine.jacobian import Blocks
+from lightning_flatmtl.engine.blocks import Blocks, Setting
 from lightning_flatmtl.engine.layout import Layout
-from lightning_flatmtl.engine.partition import Partition, reached_parameters
-from lightning_flatmtl.engine.processes import Processes, RowSums
-from lightning_flatmtl.engine.workspace import Workspace
+from lightning_flatmtl.engine.partition import reached_parameters
+from lightning_flatmtl.engine.processes import RowSums
 
 __all__ = ["FeatureBlocks"]
 
@@ -25,12 +24,8 @@ class FeatureBlocks(Blocks):
     samples, and only the Gram matrix is summed.
 
     Args:
+        setting: What is known of the step.
         features: The encoder's output with its graph.
-        params: All trainable parameters, in their order.
-        partition: Which of them are shared.
-        tasks: The tasks that this step has a loss of.
-        workspace: Lends what is as long as the features.
-        processes: The processes that share the step.
 
     Raises:
         ValueError: If a shared parameter lies behind the features, where it would be missed.
@@ -38,16 +33,8 @@ class FeatureBlocks(Blocks):
 
     keep_graph = True
 
-    def __init__(
-        self,
-        features: Sequence[Tensor],
-        params: Sequence[nn.Parameter],
-        partition: Partition,
-        tasks: Sequence[str],
-        workspace: Workspace,
-        processes: Processes,
-    ) -> None:
-        super().__init__(params, partition, tasks, workspace, processes)
+    def __init__(self, setting: Setting, features: Sequence[Tensor]) -> None:
+        super().__init__(setting)
         if not features:
             raise ValueError(
                 "With `gradients='features'` the features must depend on a trainable parameter, "
@@ -63,7 +50,7 @@ class FeatureBlocks(Blocks):
                 f"got {len(behind)} behind them, of shapes {shapes}. Move them into the encoder or "
                 "use `gradients='parameters'`."
             )
-        self._trunk = [p for p in params if p in trunk]
+        self._trunk = [p for p in setting.trainable if p in trunk]
         self._features = list(features)
         self.shared = Layout(self._features)
         self.heads = {

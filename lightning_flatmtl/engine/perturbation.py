@@ -1,20 +1,16 @@
 """The second pass: every task's gradients at its own perturbed parameters."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.jacobian import (
-    Ascent,
-    Blocks,
-    Gradients,
-    Measures,
-    share_of,
-)
+from lightning_flatmtl.engine.blocks import Blocks
+from lightning_flatmtl.engine.jacobian import Gradients
 from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.measures import Ascent, Measures
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.sharpness import Sharpness, ascent_factor
 
@@ -52,10 +48,7 @@ def sam_gradients(
     measures: Measures,
     blocks: Blocks,
     passes: Passes,
-    shares: Mapping[str, float],
     sharpness: Sharpness,
-    scale: Tensor | None = None,
-    stand_in: str | None = None,
 ) -> Gradients:
     """SAM gradients of all tasks; those of the shared block less the clean ones if split.
 
@@ -65,29 +58,24 @@ def sam_gradients(
         measures: Its norms.
         blocks: The parameters.
         passes: Computes the losses again.
-        shares: For every task, the share of its samples that this process has.
         sharpness: Radii and point.
-        scale: The loss scale of 16-bit training.
-        stand_in: See :func:`~lightning_flatmtl.engine.jacobian.task_gradients`.
 
     Returns:
         New gradients; for a part that does not move, the clean ones.
     """
     perturbed = _Perturbed(ascent, measures, blocks, sharpness)
     second = _Second(clean, blocks, sharpness)
-    weight = blocks.processes.weight
     ascent.fetch(0)
 
     if sharpness.point == "joint":
         for i, task in enumerate(blocks.tasks):
-            source = task if shares[task] else stand_in
+            source, head = blocks.source(task), blocks.heads[task]
             with perturbed.shared(i), perturbed.head(i):
                 ascent.fetch(i + 1)
                 if source is not None:
-                    again = share_of(passes.again(source), weight(shares[task]))
-                    layouts = [blocks.shared, blocks.heads[task]]
-                    of_shared, of_head = blocks.differentiate(again, layouts, scale)
-                    second.heads[task] = blocks.heads[task].flatten(of_head)
+                    again = passes.again(source)
+                    of_shared, of_head = blocks.differentiate(task, again, [blocks.shared, head])
+                    second.heads[task] = head.flatten(of_head)
                     second.write(i, of_shared)
             second.send(i, source is not None)
         return second.gradients()
@@ -95,19 +83,18 @@ def sam_gradients(
     # The heads come first, while what the clean pass has left behind is still there.
     for i, task in enumerate(blocks.tasks if sharpness.moves_heads else ()):
         head = blocks.heads[task]
-        if head.params and shares[task]:
+        if head.params and blocks.shares[task]:
             with perturbed.head(i):
-                again = share_of(passes.head_again(task, head.params), weight(shares[task]))
-                (of_head,) = blocks.differentiate(again, [head], scale)
+                again = passes.head_again(task, head.params)
+                (of_head,) = blocks.differentiate(task, again, [head])
             second.heads[task] = head.flatten(of_head)
     shared_moves = sharpness.moves_shared and blocks.shared.params
     for i, task in enumerate(blocks.tasks if shared_moves else ()):
-        source = task if shares[task] else stand_in
+        source = blocks.source(task)
         with perturbed.shared(i):
             ascent.fetch(i + 1)
             if source is not None:
-                again = share_of(passes.again(source), weight(shares[task]))
-                (of_shared,) = blocks.differentiate(again, [blocks.shared], scale)
+                (of_shared,) = blocks.differentiate(task, passes.again(source), [blocks.shared])
                 second.write(i, of_shared)
         second.send(i, source is not None)
     return second.gradients()

@@ -8,10 +8,8 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_flatmtl.engine.backward import BackwardBlocks, local_part
+from lightning_flatmtl.engine.blocks import Setting
 from lightning_flatmtl.engine.layout import Layout
-from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.processes import Processes
-from lightning_flatmtl.engine.workspace import Workspace
 
 __all__ = ["ShardedBlocks", "reshard"]
 
@@ -20,34 +18,22 @@ class ShardedBlocks(BackwardBlocks):
     """The columns of the task Jacobian that lie in this process.
 
     Args:
-        module: Its layers are sharded.
-        params: All trainable parameters, in their order.
-        partition: Which of them are shared.
-        tasks: The tasks that this step has a loss of.
-        workspace: Lends what is as long as the shared block.
-        processes: The processes that share the step.
+        setting: What is known of the step.
 
     Raises:
         ValueError: If a trainable parameter is not sharded.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        params: Sequence[nn.Parameter],
-        partition: Partition,
-        tasks: Sequence[str],
-        workspace: Workspace,
-        processes: Processes,
-    ) -> None:
-        whole = [list(p.shape) for p in params if not isinstance(p, DTensor)]
+    def __init__(self, setting: Setting) -> None:
+        whole = [list(p.shape) for p in setting.trainable if not isinstance(p, DTensor)]
         if whole:
             raise ValueError(
                 "With sharded parameters every trainable one must be sharded, got "
                 f"{len(whole)} that are not, of shapes {whole[:3]}. Call `fully_shard` on the "
                 "encoder and on every head in `configure_model`."
             )
-        super().__init__(module, params, partition, tasks, workspace, processes)
+        super().__init__(setting)
+        module = setting.module
         self.shared = _ShardedLayout(self.shared.params, module)
         self.heads = {
             task: _ShardedLayout(head.params, module) for task, head in self.heads.items()

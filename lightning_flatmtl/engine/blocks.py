@@ -1,0 +1,170 @@
+"""What one step works on: the shared block, a block for the head of every task, and the memory."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.processes import Processes, RowSums
+from lightning_flatmtl.engine.workspace import Workspace
+
+__all__ = ["Blocks", "Setting", "share_of"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of a step once its clean losses are there.
+
+    Args:
+        module: The model.
+        trainable: Its trainable parameters, in their order.
+        partition: Which of them are shared.
+        shares: For every task that any process has a loss of, the share of its samples that lies
+            in this process; 0 for a task that it lacks.
+        processes: The processes that share the step.
+        workspace: Lends what is as long as the shared block.
+        scale: The loss scale of 16-bit training.
+        stand_in: The task whose loss, times zero, stands in for those that this process lacks, if
+            its layers wait for those of other processes.
+    """
+
+    module: nn.Module
+    trainable: Sequence[nn.Parameter]
+    partition: Partition
+    shares: Mapping[str, float]
+    processes: Processes
+    workspace: Workspace
+    scale: Tensor | None = None
+    stand_in: str | None = None
+
+
+class Blocks:
+    """The parameters of one step: a shared block and a block for the head of every task.
+
+    Args:
+        setting: What is known of the step.
+    """
+
+    keep_graph = False
+    """Whether the graph of the losses is needed after they have been differentiated."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.trainable: list[Tensor] = list(setting.trainable)
+        self.tasks = tuple(setting.shares)
+        self.shares = setting.shares
+        self.processes = setting.processes
+        params, partition = setting.trainable, setting.partition
+        self.shared = Layout(partition.shared(params))
+        self.heads = {task: Layout(partition.head(task, params)) for task in self.tasks}
+        self._setting = setting
+
+    # Memory.
+
+    @property
+    def width(self) -> int:
+        """The number of columns, and what makes them a number that can be shared out evenly."""
+        return self.processes.width(self.shared.numel)
+
+    def rows(self, name: str) -> Tensor:
+        """Memory ``[m, width]`` for a row of the shared block per task, by name.
+
+        Columns beyond the block's, which make rows that can be shared out evenly, are zero.
+        """
+        rows = self._take(name, (len(self.tasks), self.width))
+        rows[:, self.shared.numel :].zero_()
+        return rows
+
+    def row(self, name: str) -> Tensor:
+        """Memory ``[width]`` for one row, by name."""
+        return self._take(name, (self.width,))
+
+    def vector(self, name: str) -> Tensor:
+        """Memory ``[d]`` for one entry per shared parameter, by name."""
+        return self._take(name, (self.shared.numel,))
+
+    def _take(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self._setting.workspace.take(name, shape, self.shared.dtype, self.shared.device)
+
+    # Differentiating.
+
+    def source(self, task: str) -> str | None:
+        """The task whose loss this process differentiates for ``task``; ``None`` for none."""
+        return task if self.shares[task] else self._setting.stand_in
+
+    def differentiating(self) -> AbstractContextManager[Any]:
+        """A context for all that is differentiated in a step."""
+        return nullcontext()
+
+    def differentiate(
+        self, task: str, loss: Tensor, layouts: Sequence[Layout], retain_graph: bool = False
+    ) -> list[Sequence[Tensor | None]]:
+        """Gradients with respect to several blocks, in one backward pass.
+
+        They are this process's share of the gradients of the task's loss. With a loss scale the
+        backward pass runs on the scaled loss, so that small gradients survive in 16 bits, and the
+        gradients are divided by it.
+
+        Args:
+            task: The task.
+            loss: The loss of its :meth:`source`.
+            layouts: The blocks.
+            retain_graph: Whether the graph is needed again.
+        """
+        params = [p for layout in layouts for p in layout.params]
+        if not params:
+            return [[] for _ in layouts]
+        loss = share_of(loss, self.processes.weight(self.shares[task]))
+        scale = self._setting.scale
+        if scale is not None:
+            loss = loss.float() * scale
+        grads = self._grad(loss, params, retain_graph)
+        if scale is not None:
+            grads = tuple(None if g is None else g.to(scale.dtype) / scale for g in grads)
+        pieces: list[Sequence[Tensor | None]] = []
+        start = 0
+        for layout in layouts:
+            pieces.append(grads[start : start + len(layout.params)])
+            start += len(layout.params)
+        return pieces
+
+    def _grad(
+        self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+
+    # Columns.
+
+    def row_sums(self, rows: Tensor) -> RowSums:
+        """The sums of ``rows`` over all processes."""
+        return self.processes.row_sums(rows)
+
+    def kept_columns(self, vector: Tensor) -> Tensor:
+        """Those entries of a vector ``[d]`` whose columns this process keeps the sums of."""
+        if self.processes.size == 1 or self.processes.sharded:
+            return vector
+        padded = nn.functional.pad(vector, (0, self.width - len(vector)))
+        return padded[self.processes.columns(self.width)]
+
+    def shared_gradients(
+        self, direction: Tensor, reached: Sequence[bool]
+    ) -> tuple[list[Tensor], list[Tensor | None]]:
+        """The parameters that the aggregated row concerns, and the gradient of each.
+
+        Args:
+            direction: The aggregated row, ``[width]``.
+            reached: For each entry of the shared block whether a loss reaches it; one that none
+                reaches gets no gradient, as in plain training.
+        """
+        views = self.shared.views(direction[: self.shared.numel])
+        gradients = [view if r else None for view, r in zip(views, reached, strict=True)]
+        return list(self.shared.params), gradients
+
+
+def share_of(loss: Tensor, share: float) -> Tensor:
+    """What this process adds to the mean over the samples of all processes."""
+    return loss if share == 1.0 else loss * share

@@ -1,0 +1,147 @@
+"""From task gradients to the loss whose gradient is the step: aggregation and surrogate."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from lightning_flatmtl.engine.blocks import Blocks
+from lightning_flatmtl.engine.features import FeatureBlocks
+from lightning_flatmtl.engine.gradients import Aggregation, Part, TaskGradients, weighted_rows
+from lightning_flatmtl.engine.jacobian import Gradients
+from lightning_flatmtl.engine.measures import Measures
+from lightning_flatmtl.engine.result import StepResult
+from lightning_flatmtl.engine.sharpness import Sharpness
+from lightning_flatmtl.engine.surrogate import surrogate_loss
+
+__all__ = ["aggregate_onto", "parts_of", "surrogate", "to_be_skipped"]
+
+
+def parts_of(
+    clean: Gradients,
+    second: Gradients,
+    second_gram: Tensor | None,
+    measures: Measures,
+    blocks: Blocks,
+    sharpness: Sharpness | None,
+    weights: Tensor | None,
+) -> list[tuple[TaskGradients, Gradients]]:
+    """The matrices to aggregate: loss part, and flat part or SAM gradients if they have moved.
+
+    Args:
+        clean: The clean gradients.
+        second: Those of the second pass, or the clean ones.
+        second_gram: Inner products of the second rows, ``None`` without a second pass.
+        measures: What was measured of the clean ones.
+        blocks: The parameters.
+        sharpness: Says whether to split.
+        weights: The weights of the losses.
+
+    Returns:
+        What the aggregator is shown, each with the rows that this process has of it.
+    """
+
+    def part(gradients: Gradients, gram: Tensor, kind: Part) -> tuple[TaskGradients, Gradients]:
+        shown = TaskGradients(
+            gradients.sums.shards(), gram, blocks.tasks, measures.losses, weights, kind
+        )
+        return shown, gradients
+
+    loss_part = part(clean, measures.gram, "loss")
+    if second_gram is None or second.shared is clean.shared:
+        return [loss_part]
+    if sharpness is not None and sharpness.aggregate == "direct":
+        return [part(second, second_gram, "loss")]
+    return [loss_part, part(second, second_gram, "flat")]
+
+
+def aggregate_onto(
+    direction: Tensor,
+    part: TaskGradients,
+    gradients: Gradients,
+    aggregation: Aggregation,
+    blocks: Blocks,
+) -> None:
+    """Add the direction of one part to ``direction``, or this process's share of it.
+
+    The mean of what all processes add is the direction: that is what the backward pass of
+    data-parallel training makes of it.
+
+    Raises:
+        ValueError: If the aggregator looks at more than the processes can bring together.
+    """
+    processes, columns = blocks.processes, blocks.shared.numel
+    sees = "matrix" if processes.size == 1 else aggregation.sees
+    apart = processes.sharded or isinstance(blocks, FeatureBlocks)  # columns of any width
+    if apart and processes.size > 1 and sees != "gram":
+        raise ValueError(
+            "With sharded parameters, or several processes and `gradients='features'`, an "
+            f"aggregator must look at the Gram matrix only, got {aggregation!r}. Use another "
+            "aggregator, or `gradients='parameters'` with strategy='ddp'."
+        )
+    if sees == "columns":
+        kept = processes.columns(blocks.width)
+        part = replace(part, columns=kept, width=columns)
+        direction[kept] += aggregation.aggregate(part) * processes.size
+        return
+    if sees == "matrix" and processes.size > 1:
+        part = replace(part, jacobian=processes.gather(part.jacobian))
+    part = replace(part, jacobian=part.jacobian[:, :columns])
+    weights = aggregation.row_weights(part)
+    if weights is not None:
+        weighted_rows(weights * processes.gain, gradients.shared, onto=direction)
+    else:
+        direction[:columns] += aggregation.aggregate(part)
+
+
+def to_be_skipped(losses: Mapping[str, Tensor], blocks: Blocks, overflow: str) -> StepResult:
+    """Infinite gradients: the scaler sees them, skips the step and lowers the scale.
+
+    Args:
+        losses: The losses that this process has.
+        blocks: The parameters.
+        overflow: What was not finite, in words.
+    """
+    params = list({*blocks.trainable, *blocks.shared.params})
+    gradients = [torch.full_like(p, math.inf) for p in params]
+    nan = torch.full((), math.nan, device=params[0].device)
+    detached = {task: losses[task].detach() if task in losses else nan for task in blocks.tasks}
+    loss = surrogate_loss(torch.stack(list(detached.values())).sum(), params, gradients)
+    return StepResult(loss, detached, overflow=overflow)
+
+
+def surrogate(
+    losses: Mapping[str, Tensor],
+    blocks: Blocks,
+    reached: list[bool],
+    direction: Tensor,
+    heads: Mapping[str, Tensor],
+    weights: Tensor | None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The loss whose gradient is the step, and the parameters that it gives zeros only.
+
+    Args:
+        losses: Their sum is its value.
+        blocks: The parameters.
+        reached: For each shared parameter whether any loss reaches it.
+        direction: The direction of the shared block, ``[width]``.
+        heads: The gradient of every head.
+        weights: The weights of the losses.
+    """
+    params, gradients = blocks.shared_gradients(direction, reached)
+    processes = blocks.processes
+    for i, (task, head) in enumerate(blocks.heads.items()):
+        factor = processes.gain * (1.0 if weights is None else weights[i].item())
+        params += head.params
+        gradients += head.views(heads[task] if factor == 1.0 else heads[task] * factor)
+    untouched: list[Tensor] = []
+    if processes.size > 1 and not processes.sharded:
+        # Data-parallel training waits for a gradient of every parameter.
+        given = {p for p, g in zip(params, gradients, strict=True) if g is not None}
+        untouched = [p for p in blocks.trainable if p not in given]
+        params += untouched
+        gradients += [torch.zeros_like(p) for p in untouched]
+    total = torch.stack(list(losses.values())).sum()
+    return surrogate_loss(total, params, gradients), untouched

@@ -1,0 +1,161 @@
+"""Inner products and norms of task gradients: all that the host learns of a matrix."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lightning_flatmtl.engine.blocks import Blocks, share_of
+from lightning_flatmtl.engine.gram import gram_matrix, squared_norms
+from lightning_flatmtl.engine.jacobian import Gradients
+from lightning_flatmtl.engine.processes import Processes
+from lightning_flatmtl.engine.sharpness import Sharpness
+
+__all__ = ["Ascent", "Measures", "measure", "measure_second"]
+
+
+class Ascent:
+    """The gradients that the parameters are perturbed along.
+
+    Those of the tasks, whose sums over all processes are brought here; or, for a local
+    perturbation, this process's share of them. With one process they are the same.
+
+    Args:
+        clean: The clean gradients.
+        blocks: The parameters.
+        sharpness: The perturbation; ``None`` if there is none.
+    """
+
+    def __init__(self, clean: Gradients, blocks: Blocks, sharpness: Sharpness | None) -> None:
+        processes = blocks.processes
+        apart = sharpness is not None and processes.size > 1 and not processes.sharded
+        local = sharpness is not None and sharpness.perturbation == "local"
+        self.adaptive = sharpness is not None and sharpness.adaptive
+        self.summed = apart and not local
+        self.local = apart and local
+        self._clean = clean
+        self._columns = blocks.shared.numel
+        self.heads = clean.heads
+        if self.summed:
+            parts = list(clean.heads.values())
+            summed = torch.split(processes.sum(torch.cat(parts)), [len(part) for part in parts])
+            self.heads = dict(zip(clean.heads, summed, strict=True))
+
+    def fetch(self, i: int) -> None:
+        """Start bringing row ``i`` here."""
+        if self.summed and i < len(self._clean.shared):
+            self._clean.sums.fetch(i)
+
+    def row(self, i: int) -> Tensor:
+        """The row ``[d]`` of the shared block for task ``i``."""
+        row = self._clean.sums.whole(i) if self.summed else self._clean.shared[i]
+        return row[: self._columns]
+
+
+@dataclass(frozen=True)
+class Measures:
+    """What the host needs to know of the clean gradients, fetched in one transfer.
+
+    All but the squares of a local perturbation are the same in all processes.
+
+    Args:
+        gram: Inner products of the shared rows, ``[m, m]``, float64 on the CPU.
+        losses: The losses ``[m]``, float64 on the CPU.
+        heads: Squared norms of the heads' gradients (or the sums of those of their shares): finite
+            and positive if and only if the gradients are finite and not zero.
+        reached: For each shared parameter whether any loss of any process reaches it.
+        shared_squares: Squared norms of the rows to ascend along, weighted by the parameters if
+            adaptive.
+        head_squares: The same for the heads.
+    """
+
+    gram: Tensor
+    losses: Tensor
+    heads: Tensor
+    reached: list[bool]
+    shared_squares: list[float]
+    head_squares: list[float]
+
+    @property
+    def dead(self) -> bool:
+        """Whether every task gradient is exactly zero."""
+        return not (self.gram.diagonal() if self.reached else self.heads).any()
+
+
+@torch.no_grad()
+def measure(
+    gradients: Gradients,
+    ascent: Ascent,
+    losses: Mapping[str, Tensor],
+    blocks: Blocks,
+) -> Measures:
+    """Gram, losses and norms of the clean gradients.
+
+    Args:
+        gradients: The clean gradients.
+        ascent: What the parameters are perturbed along.
+        losses: The clean losses that this process has.
+        blocks: The parameters.
+    """
+    adaptive = ascent.adaptive
+    m, processes, shared = len(blocks.tasks), blocks.processes, blocks.shared
+    scale = shared.save(blocks.vector("saved")) if adaptive else None
+    shards = gradients.sums.shards()
+    gram = gram_matrix(shards)
+    zero = torch.zeros((), dtype=torch.float64, device=gram.device)
+    values = [
+        share_of(losses[t].detach().to(gram), share) if share else zero
+        for t, share in blocks.shares.items()
+    ]
+    heads = _head_squares(ascent, blocks, adaptive=False)
+    reached = torch.tensor(gradients.reached, dtype=torch.float64)
+    parts = {"gram": gram.flatten(), "losses": torch.stack(values), "heads": heads}
+    if processes.size > 1:
+        parts["reached"] = reached
+    if adaptive and not ascent.local:
+        kept = None if scale is None else blocks.kept_columns(scale)
+        parts["shared squares"] = squared_norms(shards, kept)
+    if adaptive and processes.sharded:
+        parts["head squares"] = _head_squares(ascent, blocks, adaptive)
+    summed = processes.sum(torch.cat([part.to(gram.device) for part in parts.values()]))
+    # What is the same in all processes, or is this one's own, is not summed.
+    own = {}
+    if ascent.local:
+        own["shared squares"] = squared_norms(gradients.shared[:, : shared.numel], scale)
+    if not processes.sharded and (adaptive or processes.size > 1):
+        own["head squares"] = _head_squares(ascent, blocks, adaptive)
+    host = torch.cat([summed, *(part.to(gram.device) for part in own.values())]).cpu()
+    names = [*parts, *own]
+    pieces = torch.split(host, [len(part) for part in (*parts.values(), *own.values())])
+    found = dict(zip(names, pieces, strict=True))
+    gram = found["gram"].view(m, m)
+    return Measures(
+        gram=gram,
+        losses=found["losses"],
+        heads=found["heads"],
+        reached=[n > 0 for n in found.get("reached", reached).tolist()],
+        shared_squares=found.get("shared squares", gram.diagonal()).tolist(),
+        head_squares=found.get("head squares", found["heads"]).tolist(),
+    )
+
+
+@torch.no_grad()
+def measure_second(gradients: Gradients, processes: Processes) -> tuple[Tensor, Tensor]:
+    """Gram of the second pass ``[m, m]`` and squared norms of its head gradients ``[m]``.
+
+    In float64 on the CPU, fetched in one transfer, the same in all processes. With several
+    processes the second are sums of squares of shares: enough to see what is not finite.
+    """
+    gram = gram_matrix(gradients.sums.shards())
+    heads = torch.cat([squared_norms(head[None]) for head in gradients.heads.values()])
+    host = processes.sum(torch.cat([gram.flatten(), heads.to(gram.device)])).cpu()
+    m = len(gram)
+    return host[: m * m].view(m, m), host[m * m :]
+
+
+def _head_squares(ascent: Ascent, blocks: Blocks, adaptive: bool) -> Tensor:
+    pairs = [(ascent.heads[task], head) for task, head in blocks.heads.items()]
+    return torch.cat(
+        [squared_norms(g[None], head.values() if adaptive else None) for g, head in pairs]
+    )

@@ -1,0 +1,44 @@
+"""What one step found out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+__all__ = ["StepResult"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step found out.
+
+    Args:
+        loss: The scalar to call ``backward`` on; its gradient is what the step decided.
+        losses: The clean losses by task, detached.
+        gram: Inner products of the clean task gradients ``[m, m]``, float64 on the CPU; ``None``
+            when the step did not need them.
+        flat_gram: The same for the flat parts; ``None`` without a split second pass.
+        dead: Whether every task gradient was exactly zero.
+        overflow: What was not finite under loss scaling, in words; then the gradients are infinite,
+            so that the scaler skips the step.
+        untouched: Parameters that no process's losses reach: with several processes they get
+            gradients of zero, which the host takes away again after the backward pass.
+    """
+
+    loss: Tensor
+    losses: dict[str, Tensor]
+    gram: Tensor | None = None
+    flat_gram: Tensor | None = None
+    dead: bool = False
+    overflow: str | None = None
+    untouched: Sequence[Tensor] = ()
+
+    @property
+    def total(self) -> Tensor:
+        """The unweighted sum of the losses, detached."""
+        return torch.stack(list(self.losses.values())).sum()
+
+    def detached(self) -> "StepResult":
+        """The same without the graph and the gradients that ``loss`` holds on to."""
+        return replace(self, loss=self.loss.detach())
