@@ -4,15 +4,13 @@ import math
 import warnings
 from typing import Any
 
-import torch
-import torch.distributed as dist
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
+from lightning_flatmtl._buffers import share_buffers
 from lightning_flatmtl._host import refuse_unfit_callbacks
 from lightning_flatmtl._schedulers import SchedulerStepper
 from lightning_flatmtl._untouched import UntouchedGradients
@@ -102,7 +100,7 @@ class ManualOptimization(Callback):
             module.manual_backward(loss)
             self._untouched.after_backward(module.parameters(), result.untouched)
             self._pending = True
-        share_buffers(trainer)
+        share_buffers(trainer, module)
         if self._closes_group(trainer, batch_idx):
             if self._pending:
                 module.optimizer_step(trainer.current_epoch, batch_idx, optimizer, _nothing)
@@ -260,19 +258,6 @@ class ManualOptimization(Callback):
         due, self._plateaus_due = self._plateaus_due, None
         if due is not None:
             self._schedulers.step(trainer, "step", due, plateau=True)
-
-
-def share_buffers(trainer: Trainer) -> None:
-    """Give all processes the buffers of the first, as automatic optimization does.
-
-    Lightning's data-parallel training leaves them apart in manual optimization.
-    """
-    model = trainer.model
-    if not isinstance(model, DistributedDataParallel) or not model.broadcast_buffers:
-        return
-    with torch.no_grad():
-        for buffer in model.module.buffers():
-            dist.broadcast(buffer, src=0)
 
 
 def _nothing() -> None:

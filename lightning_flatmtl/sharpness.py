@@ -22,10 +22,10 @@ class TaskSAM(MethodCallback):
     there. What the perturbation adds to a task's shared gradient is its flat part; loss parts and
     flat parts are aggregated separately and added.
 
-    Cost: one more forward and backward pass of the trunk for every task (two with
-    ``losses``-overriding models at the separate point), and a second ``[tasks, parameters]``
-    matrix. Too large a radius kills training, so that every task gradient is exactly zero from then
-    on: start with 0.05 plain or 1 adaptive.
+    Cost: one more forward and backward pass of the trunk for every task, and a second
+    ``[tasks, parameters]`` matrix; where the model is not made of encoder and heads, all heads run
+    in these passes. Too large a radius kills training, so that every task gradient is exactly zero
+    from then on: start with 0.05 plain or 1 adaptive.
 
     Args:
         rho: Radius of both perturbations, in ``[0, inf)``; 0 runs no second pass at all.
@@ -39,13 +39,16 @@ class TaskSAM(MethodCallback):
             where both are perturbed (ICCV text, published code).
         aggregate: ``"split"`` is the method; ``"direct"`` aggregates the SAM gradients themselves,
             an ablation.
+        perturbation: With several processes, ``"global"`` perturbs along the gradient of all their
+            samples, as one process would; ``"local"`` lets each perturb along that of its own
+            samples (m-sharpness), with less traffic. With one process they are the same.
 
     Raises:
         ValueError: If an argument is out of its bounds.
 
     Example:
-        >>> TaskSAM(rho=1.0, adaptive=True)
-        TaskSAM(rho_shared=1.0, rho_heads=1.0, adaptive=True, point='separate', aggregate='split')
+        >>> TaskSAM(rho=1.0, adaptive=True).sharpness.rho_shared
+        1.0
     """
 
     role = "TaskSAM"
