@@ -19,10 +19,7 @@ allocations, in units of the d shared parameters.
 
 import argparse
 import json
-import os
-import platform
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,6 +30,7 @@ from torch import Tensor, nn
 
 from lightning_flatmtl.aggregators import CAGrad
 from lightning_flatmtl.engine import ComposedPasses, MultiTaskStep, Sharpness
+from tests.benchmarks.machine import describe, keep_large_blocks
 from tests.benchmarks.networks import two_heads
 
 
@@ -133,16 +131,6 @@ def peak_bytes(function: Callable[[], None], device: str) -> int:
     return peak
 
 
-def keep_large_blocks() -> None:
-    """Start again with the allocator's settings; glibc reads them when a process begins."""
-    settings = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**34)}
-    if not settings.items() <= os.environ.items():
-        os.environ.update(settings)
-        os.execv(
-            sys.executable, [sys.executable, "-m", "tests.benchmarks.step_cost", *sys.argv[1:]]
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pairs", type=int, default=15)
@@ -151,7 +139,7 @@ def main() -> None:
     arguments = parser.parse_args()
     keep_large_blocks()
     torch.set_num_threads(arguments.threads)
-    print(f"torch {torch.__version__}, {platform.machine()}, {arguments.threads} thread(s)")
+    print(describe(arguments.threads))
     print(
         "width batch  m         d  mode      needed   ratio: min median   max"
         "   extra memory / d: over plain, over needed"

@@ -1,0 +1,88 @@
+"""Metrics and losses are those of all processes together."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+
+from lightning_flatmtl import TaskSAM
+from lightning_flatmtl.aggregators import FAMO, CAGrad
+from tests.ddp.cases import case
+from tests.ddp.net import Batch, batches, without
+from tests.ddp.training import train
+
+pytestmark = pytest.mark.ddp
+
+BASELINES = {"a/accuracy": 0.4, "b/mse": 1.2, "c/mse": 0.9}
+METHODS: dict[str, Any] = {
+    "plain": list,
+    "F-CAGrad": lambda: [CAGrad(), TaskSAM(0.05)],
+    "FAMO": lambda: [FAMO()],
+}
+
+
+def full() -> list[Batch]:
+    return batches(3, seed=1)
+
+
+def lopsided() -> list[Batch]:
+    """Validation labels of "b" with the first process only."""
+    made = full()
+    for batch in made:
+        without(batch, "b", slice(4, 12))
+    return made
+
+
+def partial_train() -> list[Batch]:
+    made = batches(3)
+    without(made[0], "b", slice(4, 12))
+    without(made[1], "a", [0, 1, 7])
+    return made
+
+
+for _data, _val in (("full", full), ("lopsided", lopsided)):
+    for _keys in (False, True):
+        for _method in METHODS if not _keys else ["F-CAGrad"]:
+            case(
+                f"logs/{_data}/{_method}/{_keys}",
+                partial(
+                    train,
+                    host="module",
+                    method=METHODS[_method],
+                    whole=batches(3) if _data == "full" else partial_train(),
+                    val=_val(),
+                    keys=_keys,
+                    net={"measured": True, "baselines": BASELINES},
+                ),
+            )
+
+LOGGED = {
+    "val/loss",
+    *(f"{stage}/{task}/loss" for stage in ("train", "val") for task in "abc"),
+    *(f"{stage}/a/accuracy" for stage in ("train", "val")),
+    *(f"{stage}/{task}/mse" for stage in ("train", "val") for task in "bc"),
+    "train/loss",
+    "train/delta_m",
+    "val/delta_m",
+}
+NAMES = [f"full/{name}/False" for name in METHODS] + ["full/F-CAGrad/True"]
+LOPSIDED = [f"lopsided/{name}/False" for name in METHODS] + ["lopsided/F-CAGrad/True"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", NAMES + LOPSIDED)
+def test_as_one_process(runs: Any, name: str, size: int) -> None:
+    (one,) = runs(1, f"logs/{name}")
+    assert set(one["metrics"]) == LOGGED
+    for run in runs(size, f"logs/{name}"):
+        # Metrics are in float32, and delta_m is in percent.
+        assert run["metrics"] == pytest.approx(one["metrics"], rel=1e-6, abs=1e-4)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", NAMES + LOPSIDED)
+def test_the_loss_of_every_step(runs: Any, name: str, size: int) -> None:
+    (one,) = runs(1, f"logs/{name}")
+    assert len(set(one["diary"]["losses"])) == 6
+    for run in runs(size, f"logs/{name}"):
+        assert run["diary"]["losses"] == pytest.approx(one["diary"]["losses"], rel=1e-6)

@@ -1,0 +1,219 @@
+"""Parameters sharded over the processes (FSDP2): the result is that of one process."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from lightning_flatmtl import MultiTaskModule, Task, TaskSAM
+from lightning_flatmtl.aggregators import (
+    FAMO,
+    IMTLG,
+    MGDA,
+    CAGrad,
+    ExcessMTL,
+    GradDrop,
+    GradNorm,
+    LinearScalarization,
+    NashMTL,
+    PCGrad,
+    UncertaintyWeighting,
+)
+from tests.ddp.launch import results
+from tests.ddp.net import Batches
+from tests.ddp.training import caught, deviation
+from tests.ddp.worker import Place
+
+pytestmark = pytest.mark.ddp
+
+METHODS: dict[str, Callable[[], list[pl.Callback]]] = {
+    "plain": list,
+    "LS": lambda: [LinearScalarization()],
+    "UW": lambda: [UncertaintyWeighting()],
+    "FAMO": lambda: [FAMO()],
+    "CAGrad": lambda: [CAGrad()],
+    "PCGrad": lambda: [PCGrad()],
+    "NashMTL": lambda: [NashMTL(normalize=True)],
+    "GradNorm": lambda: [GradNorm()],
+    "F-LS": lambda: [TaskSAM(0.1)],
+    "F-CAGrad": lambda: [CAGrad(), TaskSAM(0.1)],
+    "F-CAGrad joint adaptive": lambda: [CAGrad(), TaskSAM(0.5, point="joint", adaptive=True)],
+    "F-MGDA adaptive": lambda: [MGDA(), TaskSAM(0.5, adaptive=True)],
+    "F-IMTL-G direct": lambda: [IMTLG(), TaskSAM(0.1, aggregate="direct")],
+}
+REFUSED = {
+    "columns": (lambda: [GradDrop()], "must look at the Gram matrix only"),
+    "matrix": (lambda: [ExcessMTL()], "must look at the Gram matrix only"),
+    "local": (lambda: [TaskSAM(0.1, perturbation="local")], "no process has gradients of its own"),
+}
+BATCH, N = 12, 36
+
+
+def parts() -> tuple[nn.Sequential, nn.Linear, nn.Linear]:
+    """A trunk with sizes that neither two nor three processes divide."""
+    torch.manual_seed(3)
+    trunk = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.0), nn.Linear(5, 4), nn.Tanh())
+    return trunk.double(), nn.Linear(4, 3).double(), nn.Linear(4, 2).double()
+
+
+def shard(model: Any, heads: bool = True) -> None:
+    if not isinstance(model.trainer.strategy, ModelParallelStrategy):
+        return
+    mesh = model.device_mesh["data_parallel"]
+    layers = [layer for layer in model.encoder if isinstance(layer, nn.Linear)]
+    for layer in (*layers, model.encoder, *(model.heads.values() if heads else ())):
+        fully_shard(layer, mesh=mesh)
+
+
+def sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+class Ours(MultiTaskModule):
+    whole_heads = False
+
+    def configure_model(self) -> None:
+        shard(self, heads=not self.whole_heads)
+
+
+class Foreign(pl.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, a, b = parts()
+        self.heads = nn.ModuleDict({"a": a, "b": b})
+
+    def configure_model(self) -> None:
+        shard(self)
+
+    def training_step(self, batch, batch_idx):
+        x, targets = batch
+        z = self.encoder(x)
+        losses = {
+            "a": nn.functional.cross_entropy(self.heads["a"](z), targets["a"]),
+            "b": nn.functional.mse_loss(self.heads["b"](z), targets["b"]),
+        }
+        return {"loss": losses["a"] + losses["b"], "losses": losses}
+
+    def configure_optimizers(self):
+        return sgd(self.parameters())
+
+
+def model_of(host: str, **kwargs: Any) -> pl.LightningModule:
+    if host == "taken over":
+        return Foreign()
+    trunk, a, b = parts()
+    tasks = [Task("a", a, nn.CrossEntropyLoss()), Task("b", b, nn.MSELoss())]
+    return Ours(trunk, tasks, optimizer=sgd, **kwargs)
+
+
+def data(place: Place) -> Batches:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(N, 6, dtype=torch.float64, generator=g)
+    a = torch.randint(0, 3, (N,), generator=g)
+    b = torch.randn(N, 2, dtype=torch.float64, generator=g)
+    share = BATCH // place.size
+    slices = [
+        slice(i + place.rank * share, i + (place.rank + 1) * share) for i in range(0, N, BATCH)
+    ]
+    return Batches((x[s], {"a": a[s], "b": b[s]}) for s in slices)
+
+
+def fit(
+    place: Place,
+    host: str,
+    callbacks: list[pl.Callback],
+    epochs: int = 2,
+    ckpt_path: str | None = None,
+    model: pl.LightningModule | None = None,
+    save: str | None = None,
+    **kwargs: Any,
+) -> dict[str, Tensor]:
+    model = model_of(host, **kwargs) if model is None else model
+    strategy: Any = "auto"
+    if place.size > 1:
+        strategy = ModelParallelStrategy(
+            place.size, 1, save_distributed_checkpoint=False, process_group_backend="gloo"
+        )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=place.size,
+        strategy=strategy,
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        callbacks=callbacks,
+    )
+    trainer.fit(model, data(place), ckpt_path=ckpt_path)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return {name: whole(p) for name, p in model.named_parameters()}
+
+
+def whole(p: Tensor) -> Tensor:
+    return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()
+
+
+def job(place: Place) -> dict[str, Any]:
+    found: dict[str, Any] = {
+        f"{host}, {name}": fit(place, host, method())
+        for host in ("module", "taken over")
+        for name, method in METHODS.items()
+    }
+    found["module, accumulated and clipped"] = fit(
+        place, "module", METHODS["F-CAGrad"](), accumulate_grad_batches=2, gradient_clip_val=0.05
+    )
+    path = str(place.folder / f"sharded_{place.size}.ckpt")
+    fit(place, "module", METHODS["F-CAGrad"](), epochs=1, save=path)
+    found["module, resumed"] = fit(place, "module", METHODS["F-CAGrad"](), ckpt_path=path)
+    if place.size > 1:
+        for name, (method, _) in REFUSED.items():
+            found[f"refused {name}"] = caught(lambda m=method: fit(place, "module", m()))
+        model: Any = model_of("module")
+        model.whole_heads = True
+        found["refused heads"] = caught(lambda: fit(place, "module", [CAGrad()], model=model))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    folder: Path = tmp_path_factory.mktemp("sharded")
+    return {
+        size: results("tests.ddp.test_sharded:job", size, folder, timeout=120) for size in (1, 2, 3)
+    }
+
+
+NAMES = [f"{host}, {name}" for host in ("module", "taken over") for name in METHODS]
+NAMES += ["module, accumulated and clipped", "module, resumed"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_result_is_that_of_one_process(found: Any, name: str, size: int) -> None:
+    expected = found[1][0]["module, F-CAGrad" if name == "module, resumed" else name]
+    for rank in found[size]:
+        assert deviation(rank[name], expected) < 1e-10
+        assert all(torch.equal(rank[name][k], found[size][0][name][k]) for k in expected)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_needs_more_than_inner_products_is_refused(found: Any, name: str) -> None:
+    for rank in found[2]:
+        kind, words = rank[f"refused {name}"]
+        assert kind == "ValueError"
+        assert REFUSED[name][1] in words
+
+
+def test_every_parameter_must_be_sharded(found: Any) -> None:
+    for rank in found[2]:
+        assert "every trainable one must be sharded" in rank["refused heads"][1]
+        assert "fully_shard" in rank["refused heads"][1]
