@@ -101,8 +101,9 @@ def refuse_unfit_trainer(trainer: Trainer) -> None:
     if not kinds & {"SingleDeviceStrategy", *_PARALLEL} or "DeepSpeedStrategy" in kinds:
         raise MisconfigurationException(
             f"Expected one device or data-parallel training (strategy='ddp') with an aggregator or "
-            f"TaskSAM, got {type(trainer.strategy).__name__}, which shards parameters or gradients "
-            "in a way that hides those of single tasks. Use Trainer(strategy='ddp')."
+            f"TaskSAM, got {type(trainer.strategy).__name__}, which hides the gradients of single "
+            "tasks. Use Trainer(strategy='ddp'), or ModelParallelStrategy for a model that "
+            "outgrows a device."
         )
     if getattr(trainer.strategy, "_tensor_parallel_size", 1) not in (1, "auto"):
         raise MisconfigurationException(

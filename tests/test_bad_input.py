@@ -99,7 +99,7 @@ def test_callbacks_that_do_not_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_strategies_that_hide_gradients(strategy: type) -> None:
     trainer = SimpleNamespace(strategy=object.__new__(strategy))
-    with says(MisconfigurationException, strategy.__name__, "Trainer(strategy='ddp')"):
+    with says(MisconfigurationException, strategy.__name__, "Trainer(strategy='ddp')", "ModelParallel"):
         refuse_unfit_trainer(trainer)
 
 

@@ -155,7 +155,8 @@ class MultiTaskStep:
         losses: dict[str, Tensor] = {}
         error = None
         try:
-            losses = passes.clean()
+            # The mean over no samples is no loss; it may be NaN.
+            losses = {task: loss for task, loss in passes.clean().items() if passes.count(task) > 0}
             check_graphs(losses)
             if not self.processes.sharded:
                 self.partition.share(passes.common)
