@@ -14,7 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_flatmtl.engine import Sharpness
-from lightning_flatmtl.engine.processes import Alone, Processes, Sharded, Together
+from lightning_flatmtl.engine.processes import Alone, Processes
+from lightning_flatmtl.engine.together import Sharded, Together
 
 __all__ = [
     "Host",

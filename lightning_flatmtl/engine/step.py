@@ -22,10 +22,11 @@ from lightning_flatmtl.engine.measures import Ascent, measure, measure_second
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.perturbation import sam_gradients
-from lightning_flatmtl.engine.processes import Alone, Processes, synchronised_layers
+from lightning_flatmtl.engine.processes import Alone, Processes
 from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.sharded import ShardedBlocks, reshard
 from lightning_flatmtl.engine.sharpness import Sharpness
+from lightning_flatmtl.engine.together import synchronised_layers
 from lightning_flatmtl.engine.weighted_sum import means_of, weighted_sum
 from lightning_flatmtl.engine.workspace import Workspace
 

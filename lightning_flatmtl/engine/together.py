@@ -1,0 +1,246 @@
+"""Several processes over :mod:`torch.distributed`, with whole parameters or with parts of them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.processes import ProcessError, Processes, RowSums
+
+__all__ = ["Sharded", "Together", "synchronised_layers"]
+
+
+class Together(Processes):
+    """The processes of a group of :mod:`torch.distributed`.
+
+    Args:
+        timeout: How long the others may be late for a step, in seconds; then an error ends the job.
+
+    Raises:
+        RuntimeError: If torch.distributed has not been started.
+    """
+
+    def __init__(self, timeout: float = 1800.0) -> None:
+        self.size = dist.get_world_size()
+        self.rank = dist.get_rank()
+        self.gain = self.size  # data-parallel training takes means
+        self._tasks: list[str] = []
+        self._changes = -1
+        # A few numbers a step on the host: neither the device nor its queue is disturbed.
+        self._host: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    def agree(
+        self,
+        counts: Mapping[str, float],
+        partition: Partition,
+        module: nn.Module,
+        named: Mapping[str, nn.Parameter],
+        last: bool,
+        error: Exception | None,
+    ) -> dict[str, float]:
+        """See :meth:`Processes.agree`."""
+        news = partition.changes != self._changes or any(t not in self._tasks for t in counts)
+        sums = self._sum_up(counts, [news, last, error is not None, not counts])
+        any_news, finished, failed, empty = sums[-4:]
+        if failed:
+            self._end_all(error)
+        if finished not in (0, self.size):
+            raise ProcessError(
+                f"Expected all {self.size} processes to have the same number of batches, got "
+                f"{int(finished)} at their last batch and the others not. Use a DistributedSampler "
+                "(Lightning's default), `drop_last=True`, or `limit_train_batches`."
+            )
+        if any_news:
+            self._exchange(counts, partition, named)
+            sums = self._sum_up(counts, [False, last, False, not counts])
+        m = len(self._tasks)
+        totals = dict(zip(self._tasks, sums[:m], strict=True))
+        present = dict(zip(self._tasks, sums[m : 2 * m], strict=True))
+        partial = {task for task, n in present.items() if 0 < n < self.size}
+        _refuse_waiting_layers(module, partition, partial, empty=0 < empty < self.size)
+        return {task: counts.get(task, 0.0) / n for task, n in totals.items() if n > 0}
+
+    def _sum_up(self, counts: Mapping[str, float], flags: Sequence[bool]) -> list[float]:
+        """Samples by task, processes by task, and processes by flag."""
+        mine = [float(counts.get(task, 0.0)) for task in self._tasks]
+        vector = [*mine, *(float(n > 0) for n in mine), *(float(flag) for flag in flags)]
+        return self.sum_on_host(torch.tensor(vector, dtype=torch.float64)).tolist()
+
+    def _end_all(self, error: Exception | None) -> None:
+        reason = None if error is None else f"process {self.rank}: {type(error).__name__}: {error}"
+        reasons = [r for r in self._everyones(reason) if r is not None]
+        if error is not None:
+            raise error
+        raise ProcessError("Another process failed. " + " ".join(reasons))
+
+    def _exchange(
+        self,
+        counts: Mapping[str, float],
+        partition: Partition,
+        named: Mapping[str, nn.Parameter],
+    ) -> None:
+        everyones = self._everyones((list(counts), partition.state_dict(named)))
+        for tasks, _ in everyones:
+            self._tasks += [task for task in tasks if task not in self._tasks]
+        partition.merge([state for _, state in everyones], named)
+        self._changes = partition.changes
+
+    def _everyones(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    def width(self, columns: int) -> int:
+        """See :meth:`Processes.width`."""
+        return -(-columns // self.size) * self.size
+
+    def columns(self, width: int) -> slice:
+        """See :meth:`Processes.columns`."""
+        share = width // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def row_sums(self, rows: Tensor) -> RowSums:
+        """See :meth:`Processes.row_sums`."""
+        return _SharedRowSums(rows, self.size)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See :meth:`Processes.sum`."""
+        dist.all_reduce(tensor)
+        return tensor
+
+    def sum_on_host(self, tensor: Tensor) -> Tensor:
+        """See :meth:`Processes.sum_on_host`."""
+        dist.all_reduce(tensor, group=self._host)
+        return tensor
+
+    def gather(self, shard: Tensor) -> Tensor:
+        """See :meth:`Processes.gather`."""
+        m, share = shard.shape
+        pieces = shard.new_empty(self.size * m, share)
+        dist.all_gather_into_tensor(pieces, shard.contiguous())
+        return pieces.view(self.size, m, share).movedim(0, 1).reshape(m, self.size * share)
+
+    def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, float]) -> dict[str, Tensor]:
+        """See :meth:`Processes.means`."""
+        n = [counts.get(task, 0.0) for task in self._tasks]
+        sums = [float(losses[t]) * c if c else 0.0 for t, c in zip(self._tasks, n, strict=True)]
+        both = self.sum_on_host(torch.tensor([sums, n], dtype=torch.float64))
+        means = dict(zip(self._tasks, (both[0] / both[1]).unbind(), strict=True))
+        return {task: mean for task, mean in means.items() if not mean.isnan()}
+
+    def close(self) -> None:
+        """Leave the group."""
+        if dist.is_initialized():
+            dist.destroy_process_group(self._host)
+
+
+class Sharded(Together):
+    """Processes each of which holds a part of every parameter (FSDP2).
+
+    The layers bring the parameters together for each pass and sum up their gradients after it: each
+    process has its part of the finished rows, and the engine only adds up inner products.
+
+    Args:
+        timeout: See :class:`Together`.
+    """
+
+    sharded = True
+
+    def __init__(self, timeout: float = 1800.0) -> None:
+        super().__init__(timeout)
+        self.gain = 1
+
+    def weight(self, share: float) -> float:
+        """See :meth:`Processes.weight`; the layers take means."""
+        return share * self.size
+
+    def width(self, columns: int) -> int:
+        """All columns that are here."""
+        return columns
+
+    def columns(self, width: int) -> slice:
+        """All columns that are here."""
+        return slice(0, width)
+
+    def row_sums(self, rows: Tensor) -> RowSums:
+        """The rows as they are."""
+        return RowSums(rows)
+
+
+def _refuse_waiting_layers(
+    module: nn.Module, partition: Partition, partial: set[str], empty: bool
+) -> None:
+    """Refuse what would wait for ever in a layer that itself waits for the other processes."""
+    if not (partial or empty):
+        return
+    if any(isinstance(layer, FSDPModule) for layer in module.modules()):
+        raise ProcessError(
+            "With sharded parameters every process needs a label of every task in every batch, got "
+            f"a process without {sorted(partial) or 'any'}. Use strategy='ddp' for such data."
+        )
+    layers = synchronised_layers(module)
+    if not layers:
+        return
+    if empty:
+        raise ProcessError(
+            "With SyncBatchNorm every process needs a label of some task in every batch, got a "
+            "process without any. Use BatchNorm, or batches with labels."
+        )
+    params = [p for layer in layers for p in layer.parameters()]
+    heads = [task for task in sorted(partial) if partition.head(task, params)]
+    if heads:
+        raise ProcessError(
+            f"With SyncBatchNorm in the head of task '{heads[0]}' every process needs a label of "
+            "the task in every batch, got a process without one. Use BatchNorm in heads."
+        )
+
+
+def synchronised_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of ``module`` that wait for the other processes in each of their passes."""
+    return [layer for layer in module.modules() if isinstance(layer, nn.SyncBatchNorm)]
+
+
+@dataclass
+class _Fetched:
+    row: int
+    work: Any
+
+
+class _SharedRowSums(RowSums):
+    """Reduce-scatter of each row as soon as it is complete, beside the next backward pass."""
+
+    def __init__(self, rows: Tensor, size: int) -> None:
+        super().__init__(rows)
+        self._shards = rows.new_empty(len(rows), rows.shape[1] // size)
+        self._sent: list[Any] = []
+        self._fetched: _Fetched | None = None
+        self._buffers: Sequence[Tensor] = ()
+
+    def send(self, i: int) -> None:
+        self._sent.append(dist.reduce_scatter_tensor(self._shards[i], self.rows[i], async_op=True))
+
+    def shards(self) -> Tensor:
+        for work in self._sent:
+            work.wait()
+        self._sent.clear()
+        return self._shards
+
+    def fetch(self, i: int) -> None:
+        if not self._buffers:
+            self._buffers = [torch.empty_like(self.rows[0]) for _ in range(2)]
+        buffer = self._buffers[i % 2]
+        work = dist.all_gather_into_tensor(buffer, self._shards[i], async_op=True)
+        self._fetched = _Fetched(i, work)
+
+    def whole(self, i: int) -> Tensor:
+        if self._fetched is None or self._fetched.row != i:
+            self.fetch(i)
+        assert self._fetched is not None
+        self._fetched.work.wait()
+        return self._buffers[i % 2]
