@@ -1,5 +1,6 @@
 """Starts real processes that train together, and never leaves one behind."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -125,8 +126,6 @@ def _wait(process: subprocess.Popen[bytes], deadline: float) -> int | None:
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End a process and all that it has started; each has a process group of its own."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from lightning_flatmtl import TaskSAM
-from lightning_flatmtl.aggregators import CAGrad, FAMO, GradDrop, PCGrad
+from lightning_flatmtl.aggregators import FAMO, CAGrad, GradDrop, PCGrad
 from tests.ddp.cases import case
 from tests.ddp.net import adamw, batches, trunk
 from tests.ddp.training import HOSTS, digest, train

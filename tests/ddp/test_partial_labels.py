@@ -136,7 +136,9 @@ def test_as_one_process(runs: Any, combination: Any, size: int) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize(
-    "combination", [c for c in COMBINATIONS if c[2::2] == ("sparse", 1)], ids=lambda c: _name(*c)[7:]
+    "combination",
+    [c for c in COMBINATIONS if c[2::2] == ("sparse", 1)],
+    ids=lambda c: _name(*c)[7:],
 )
 def test_an_absent_head_rests(runs: Any, combination: Any, size: int) -> None:
     for run in runs(size, _name(*combination)):

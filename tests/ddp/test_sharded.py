@@ -1,7 +1,7 @@
 """Parameters sharded over the processes (FSDP2): the result is that of one process."""
 
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -26,9 +26,9 @@ from lightning_flatmtl.aggregators import (
     PCGrad,
     UncertaintyWeighting,
 )
-from tests.ddp.launch import results
+from tests.ddp.cases import case, caught
 from tests.ddp.net import Batches
-from tests.ddp.training import caught, deviation
+from tests.ddp.training import HOSTS, deviation
 from tests.ddp.worker import Place
 
 pytestmark = pytest.mark.ddp
@@ -163,57 +163,61 @@ def whole(p: Tensor) -> Tensor:
     return p.detach().full_tensor() if isinstance(p, DTensor) else p.detach().clone()
 
 
-def job(place: Place) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        f"{host}, {name}": fit(place, host, method())
-        for host in ("module", "taken over")
-        for name, method in METHODS.items()
-    }
-    found["module, accumulated and clipped"] = fit(
-        place, "module", METHODS["F-CAGrad"](), accumulate_grad_batches=2, gradient_clip_val=0.05
-    )
+def resumed(place: Place) -> dict[str, Tensor]:
     path = str(place.folder / f"sharded_{place.size}.ckpt")
     fit(place, "module", METHODS["F-CAGrad"](), epochs=1, save=path)
-    found["module, resumed"] = fit(place, "module", METHODS["F-CAGrad"](), ckpt_path=path)
-    if place.size > 1:
-        for name, (method, _) in REFUSED.items():
-            found[f"refused {name}"] = caught(lambda m=method: fit(place, "module", m()))
-        model: Any = model_of("module")
-        model.whole_heads = True
-        found["refused heads"] = caught(lambda: fit(place, "module", [CAGrad()], model=model))
-    return found
+    return fit(place, "module", METHODS["F-CAGrad"](), ckpt_path=path)
 
 
-@pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
-    folder: Path = tmp_path_factory.mktemp("sharded")
-    return {
-        size: results("tests.ddp.test_sharded:job", size, folder, timeout=120) for size in (1, 2, 3)
-    }
+def accumulated(place: Place) -> dict[str, Tensor]:
+    method = METHODS["F-CAGrad"]()
+    return fit(place, "module", method, accumulate_grad_batches=2, gradient_clip_val=0.05)
 
 
-NAMES = [f"{host}, {name}" for host in ("module", "taken over") for name in METHODS]
-NAMES += ["module, accumulated and clipped", "module, resumed"]
+def with_whole_heads(place: Place) -> Any:
+    model: Any = model_of("module")
+    model.whole_heads = True
+    return caught(lambda: fit(place, "module", [CAGrad()], model=model))
+
+
+def trained(place: Place, host: str, name: str) -> dict[str, Tensor]:
+    return fit(place, host, METHODS[name]())
+
+
+def refused(place: Place, name: str) -> Any:
+    return caught(lambda: fit(place, "module", REFUSED[name][0]()))
+
+
+NAMES = [f"sharded: {host}, {name}" for host in HOSTS for name in METHODS]
+for host in HOSTS:
+    for name in METHODS:
+        case(f"sharded: {host}, {name}", partial(trained, host=host, name=name))
+for name in REFUSED:
+    case(f"sharded: refused {name}", partial(refused, name=name), (2,))
+case("sharded: resumed", resumed)
+case("sharded: accumulated", accumulated)
+case("sharded: whole heads", with_whole_heads, (2,))
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("name", NAMES)
-def test_the_result_is_that_of_one_process(found: Any, name: str, size: int) -> None:
-    expected = found[1][0]["module, F-CAGrad" if name == "module, resumed" else name]
-    for rank in found[size]:
-        assert deviation(rank[name], expected) < 1e-10
-        assert all(torch.equal(rank[name][k], found[size][0][name][k]) for k in expected)
+@pytest.mark.parametrize("name", [*NAMES, "sharded: accumulated", "sharded: resumed"])
+def test_the_result_is_that_of_one_process(runs: Any, name: str, size: int) -> None:
+    unbroken = "sharded: module, F-CAGrad" if name == "sharded: resumed" else name
+    (expected,) = runs(1, unbroken)
+    ranks = runs(size, name)
+    for found in ranks:
+        assert deviation(found, expected) < 1e-10
+        assert all(torch.equal(found[k], ranks[0][k]) for k in expected)
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_needs_more_than_inner_products_is_refused(found: Any, name: str) -> None:
-    for rank in found[2]:
-        kind, words = rank[f"refused {name}"]
-        assert kind == "ValueError"
-        assert REFUSED[name][1] in words
+def test_what_needs_more_than_inner_products_is_refused(runs: Any, name: str) -> None:
+    for error in runs(2, f"sharded: refused {name}"):
+        assert error.kind == "ValueError"
+        assert REFUSED[name][1] in error.words
 
 
-def test_every_parameter_must_be_sharded(found: Any) -> None:
-    for rank in found[2]:
-        assert "every trainable one must be sharded" in rank["refused heads"][1]
-        assert "fully_shard" in rank["refused heads"][1]
+def test_every_parameter_must_be_sharded(runs: Any) -> None:
+    for error in runs(2, "sharded: whole heads"):
+        assert "every trainable one must be sharded" in error.words
+        assert "fully_shard" in error.words

@@ -54,18 +54,20 @@ def on_the_cpu() -> Any:
     return patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle")
 
 
-def normed(place: Place, host: str, sam: str, data: str, optimizer: Any = sgd) -> Any:
+def normed(
+    place: Place, host: str, sam: str, data: str, optimizer: Any = sgd, keys: bool = True
+) -> Any:
     layer = batch_norm(place)
     net = {"make_trunk": lambda: trunk(layer(5)), "optimizer": optimizer, "counts": True}
     with on_the_cpu():
-        return train(place, host, partial(method, sam), DATA[data](), keys=True, net=net)
+        return train(place, host, partial(method, sam), DATA[data](), keys=keys, net=net)
 
 
-def normed_head(place: Place, host: str) -> Any:
+def normed_head(place: Place, host: str, keys: bool) -> Any:
     head = nn.Sequential(nn.Linear(4, 3), batch_norm(place)(3), nn.Linear(3, 2))
     net = {"heads": {"b": head}, "counts": True}
     with on_the_cpu():
-        return train(place, host, partial(method, "separate"), apart(), keys=True, net=net)
+        return train(place, host, partial(method, "separate"), apart(), keys=keys, net=net)
 
 
 CASES = [(host, sam, data) for host in HOSTS for sam in SAMS for data in ("whole", "apart")]
@@ -78,23 +80,26 @@ for _host in HOSTS:
             partial(normed, host=_host, sam=_sam, data="apart", optimizer=still),
             sizes=(2,),
         )
+REFUSED = [("module", False), ("module", True), ("taken over", True)]
+"""Hosts, and whether a task without labels is missing from the targets of a process."""
+for _host, _keys in REFUSED:
     case(
-        f"bn nobody/{_host}",
-        lambda place, host=_host: caught(partial(normed, place, host, "separate", "nobody")),
+        f"bn nobody/{_host}/{_keys}",
+        lambda place, host=_host, keys=_keys: caught(
+            partial(normed, place, host, "separate", "nobody", keys=keys)
+        ),
         sizes=(2,),
     )
     case(
-        f"bn head/{_host}",
-        lambda place, host=_host: caught(partial(normed_head, place, host)),
+        f"bn head/{_host}/{_keys}",
+        lambda place, host=_host, keys=_keys: caught(partial(normed_head, place, host, keys)),
         sizes=(2,),
     )
 
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize(("host", "sam", "data"), CASES)
-def test_as_batch_norm_in_one_process(
-    runs: Any, host: str, sam: str, data: str, size: int
-) -> None:
+def test_as_batch_norm_in_one_process(runs: Any, host: str, sam: str, data: str, size: int) -> None:
     (one,) = runs(1, f"bn/{host}/{sam}/{data}")
     several = runs(size, f"bn/{host}/{sam}/{data}")
     assert deviation(one["params"], one["start"]) > 1e-3
@@ -117,15 +122,15 @@ def test_statistics_rest_in_the_second_pass(runs: Any, host: str, sam: str) -> N
             assert torch.equal(with_sam["buffers"][name], buffer)
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_process_without_labels_is_refused(runs: Any, host: str) -> None:
-    for kind, words in runs(2, f"bn nobody/{host}"):
+@pytest.mark.parametrize(("host", "keys"), REFUSED)
+def test_a_process_without_labels_is_refused(runs: Any, host: str, keys: bool) -> None:
+    for kind, words in runs(2, f"bn nobody/{host}/{keys}"):
         assert kind == "ProcessError"
         assert "every process needs a label of some task in every batch" in words
 
 
-@pytest.mark.parametrize("host", HOSTS)
-def test_a_head_without_labels_is_refused(runs: Any, host: str) -> None:
-    for kind, words in runs(2, f"bn head/{host}"):
+@pytest.mark.parametrize(("host", "keys"), REFUSED)
+def test_a_head_without_labels_is_refused(runs: Any, host: str, keys: bool) -> None:
+    for kind, words in runs(2, f"bn head/{host}/{keys}"):
         assert kind == "ProcessError"
         assert "SyncBatchNorm in the head of task 'b'" in words

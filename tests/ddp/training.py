@@ -15,7 +15,7 @@ from tests.ddp.net import Batch, Batches, Foreign, module, share
 from tests.ddp.worker import Place
 
 HOSTS = ("module", "taken over")
-PATIENCE = timedelta(seconds=20)
+PATIENCE = timedelta(seconds=10)
 Callbacks = Callable[[], list[pl.Callback]]
 
 
@@ -53,7 +53,11 @@ class Diary(pl.Callback):
 
 
 def trainer(place: Place, callbacks: Sequence[pl.Callback], **settings: Any) -> pl.Trainer:
-    several = {"strategy": DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)} if place.size > 1 else {}
+    several = (
+        {"strategy": DDPStrategy(process_group_backend="gloo", timeout=PATIENCE)}
+        if place.size > 1
+        else {}
+    )
     defaults: dict[str, Any] = {
         "max_epochs": 2,
         "accelerator": "cpu",
@@ -138,6 +142,7 @@ def deviation(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 class SyncedBatchNorm(nn.SyncBatchNorm):
     """SyncBatchNorm in plain torch, since torch's own takes tensors on accelerators only."""
+
     def forward(self, x: Tensor) -> Tensor:
         from torch.distributed.nn.functional import all_reduce
 

@@ -4,6 +4,8 @@ import logging
 import os
 import pkgutil
 import sys
+import threading
+import time
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,15 @@ class Place:
     folder: Path
 
 
+def _follow(parent: int) -> None:
+    """End with the process that has started this one, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main(job: str, target: Path) -> None:
+    threading.Thread(target=_follow, args=(os.getppid(),), daemon=True).start()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
