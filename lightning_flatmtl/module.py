@@ -267,6 +267,8 @@ class MultiTaskModule(LightningModule, Host):
         if not (self._overrides("losses") or self._overrides("task_loss")):
             self.watch.before_step(target_names(batch))
         sharpness = self.sharpness
+        if self.engine.processes.size > 1:
+            self._log_in_step("train")
         scale = loss_scale(self.trainer, self) if self.has_method else None
         passes = self._passes(batch, batch_idx)
         last = self.trainer.is_last_batch
@@ -277,8 +279,6 @@ class MultiTaskModule(LightningModule, Host):
             self.watch.skip()
             return None
         self.watch.after_step(result, self.engine.partition, self, sharpness)
-        if self.engine.processes.size > 1:
-            self._log_in_step("train")
         self._log_losses("train", result.losses, batch)
         return {"loss": result.total, "losses": result.losses}
 
@@ -445,12 +445,12 @@ class MultiTaskModule(LightningModule, Host):
     def _evaluate(self, stage: str, batch: Any, batch_idx: int, loader: int) -> None:
         self._loader = loader
         self._labels = {}
-        losses = dict(self.losses(batch, batch_idx))
-        check_scalars(losses)
-        losses = {task: loss.detach() for task, loss in losses.items()}
         several = self.trainer.world_size > 1
         if several:
             self._log_in_step(stage)
+        losses = dict(self.losses(batch, batch_idx))
+        check_scalars(losses)
+        losses = {task: loss.detach() for task, loss in losses.items()}
         if losses:
             self._log_losses(stage, losses, batch, sync_dist=several)
 
@@ -459,7 +459,7 @@ class MultiTaskModule(LightningModule, Host):
 
         A value with no sample behind it weighs nothing.
         """
-        nothing = torch.zeros((), device=self.device)
+        nothing = torch.zeros((), device=self.device, dtype=self._log_dtype)
         names = ["loss", *(log_name(task.name, "loss") for task in self.tasks)]
         for name in names if stage != "train" else ():
             self.log(log_name(stage, name), nothing, name == "loss", batch_size=0, sync_dist=True)
@@ -472,7 +472,10 @@ class MultiTaskModule(LightningModule, Host):
         self, stage: str, losses: Mapping[str, Tensor], batch: Any, sync_dist: bool = False
     ) -> None:
         # A sum of half-precision losses may overflow where none of them does.
-        total = torch.stack([loss.to(_at_least_single(loss)) for loss in losses.values()]).sum()
+        losses = {task: loss.to(_at_least_single(loss.dtype)) for task, loss in losses.items()}
+        if sync_dist:  # of one type in all processes
+            losses = {task: loss.to(self._log_dtype) for task, loss in losses.items()}
+        total = torch.stack(list(losses.values())).sum()
         size = batch_size(batch)
         self.log(
             log_name(stage, "loss"), total, prog_bar=True, batch_size=size, sync_dist=sync_dist
@@ -480,6 +483,10 @@ class MultiTaskModule(LightningModule, Host):
         for task, loss in losses.items():
             name, samples = log_name(stage, task, "loss"), self._samples(batch, task)
             self.log(name, loss, batch_size=samples, sync_dist=sync_dist)
+
+    @property
+    def _log_dtype(self) -> torch.dtype:
+        return _at_least_single(next(self.parameters()).dtype)
 
     def _log_metrics(self, metrics: MetricCollection) -> None:
         for name, metric in metrics.items(copy_state=False):
@@ -518,8 +525,8 @@ class MultiTaskModule(LightningModule, Host):
                 raise ValueError(f"Task '{task.name}' must have a loss, got None.")
 
 
-def _at_least_single(tensor: Tensor) -> torch.dtype:
-    return torch.promote_types(tensor.dtype, torch.float32)
+def _at_least_single(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _checked(config: dict[str, Any]) -> dict[str, Any]:

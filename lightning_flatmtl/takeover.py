@@ -130,8 +130,15 @@ class TakeOver:
         No gradients, and no trace in buffers, metrics, logs and random streams.
         """
         args, kwargs = self._arguments
+        outputs: Any = None
+
+        def losses() -> Mapping[str, Tensor]:
+            nonlocal outputs
+            outputs = self._original(*args, **kwargs)
+            return _task_losses(outputs)
+
         passes = WholePasses(
-            lambda: _task_losses(self._original(*args, **kwargs)), self._module, self._muted
+            losses, self._module, self._muted, count=lambda task: _count(outputs, task)
         )
         precision = self._trainer.precision_plugin
         with torch.no_grad(), passes.repeating(), precision.forward_context():
@@ -190,9 +197,9 @@ class TakeOver:
 
     def _outputs(self, outputs: Any, result: StepResult) -> dict[str, Any]:
         """What the module returned, without graphs and with the engine's loss in it."""
-        outputs = pytree.tree_map_only(Tensor, Tensor.detach, dict(outputs))
+        outputs = pytree.tree_map_only(Tensor, Tensor.detach, dict(outputs or {}))
         loss = result.loss
-        if "loss" in outputs:
+        if isinstance(outputs.get("loss"), Tensor):
             self._check_total(outputs["loss"], result)
             # The module's value with the engine's gradient.
             loss = loss + (outputs["loss"] - loss.detach())

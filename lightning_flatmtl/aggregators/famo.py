@@ -86,9 +86,9 @@ class FAMO(LearnedWeights, LossWeighting):
     ) -> None:
         stepped = trainer.global_step != self._steps
         self._steps = trainer.global_step
-        if not stepped or not outputs or self._skipped:
+        before: dict[str, Tensor] = (outputs or {}).get("losses", {})
+        if not stepped or not before or self._skipped:
             return
-        before: dict[str, Tensor] = outputs["losses"]
         after = host_of(pl_module).losses_again(batch, batch_idx)
         tasks = tuple(before)
         self.update(

@@ -1,13 +1,13 @@
 """From task gradients to the loss whose gradient is the step: aggregation and surrogate."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.blocks import Blocks
+from lightning_flatmtl.engine.blocks import Blocks, Setting
 from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import Aggregation, Part, TaskGradients, weighted_rows
 from lightning_flatmtl.engine.jacobian import Gradients
@@ -96,18 +96,24 @@ def aggregate_onto(
         direction[:columns] += aggregation.aggregate(part)
 
 
-def to_be_skipped(losses: Mapping[str, Tensor], blocks: Blocks, overflow: str) -> StepResult:
+def to_be_skipped(
+    losses: Mapping[str, Tensor],
+    setting: Setting,
+    features: Sequence[Tensor] | None,
+    overflow: str,
+) -> StepResult:
     """Infinite gradients: the scaler sees them, skips the step and lowers the scale.
 
     Args:
         losses: The losses that this process has.
-        blocks: The parameters.
+        setting: What is known of the step.
+        features: The features, if the task Jacobian is taken there.
         overflow: What was not finite, in words.
     """
-    params = list({*blocks.trainable, *blocks.shared.params})
+    params: list[Tensor] = [*setting.trainable, *(features or ())]
     gradients = [torch.full_like(p, math.inf) for p in params]
     nan = torch.full((), math.nan, device=params[0].device)
-    detached = {task: losses[task].detach() if task in losses else nan for task in blocks.tasks}
+    detached = {task: losses[task].detach() if task in losses else nan for task in setting.shares}
     loss = surrogate_loss(torch.stack(list(detached.values())).sum(), params, gradients)
     return StepResult(loss, detached, overflow=overflow)
 

@@ -70,6 +70,10 @@ class Passes(ABC):
         """Learn before the clean pass which heads will be asked for by :meth:`head_again`."""
         self._heads = heads
 
+    def planned(self) -> tuple[int, list[str]] | None:
+        """How many encoder passes and which heads the clean pass will run; ``None`` if unknown."""
+        return None
+
     def count(self, task: str) -> float:
         """How many samples the loss of ``task`` is the mean of; 1 if it is not known."""
         return 1.0 if self._count is None else self._count(task)
@@ -180,6 +184,10 @@ class ComposedPasses(Passes):
         self._features: dict[int, Any] = {}
         self._versions: dict[int, list[int]] = {}
         self._trunk: set[Tensor] = set()
+
+    @override
+    def planned(self) -> tuple[int, list[str]]:
+        return len({id(batch) for batch in self._batches.values()}), sorted(self._batches)
 
     def clean(self) -> dict[str, Tensor]:
         """One encoder pass for each distinct batch, one head pass for each task."""

@@ -82,12 +82,13 @@ def sam_gradients(
 
     # The heads come first, while what the clean pass has left behind is still there.
     for i, task in enumerate(blocks.tasks if sharpness.moves_heads else ()):
-        head = blocks.heads[task]
-        if head.params and blocks.shares[task]:
+        source, head = blocks.source(task), blocks.heads[task]
+        if head.params and source is not None:
             with perturbed.head(i):
-                again = passes.head_again(task, head.params)
-                (of_head,) = blocks.differentiate(task, again, [head])
-            second.heads[task] = head.flatten(of_head)
+                again = passes.head_again(source, head.params)
+                if source == task:
+                    (of_head,) = blocks.differentiate(task, again, [head])
+                    second.heads[task] = head.flatten(of_head)
     shared_moves = sharpness.moves_shared and blocks.shared.params
     for i, task in enumerate(blocks.tasks if shared_moves else ()):
         source = blocks.source(task)

@@ -57,6 +57,18 @@ class Processes:
     sharded = False
     """Whether each process holds a part of every parameter; gradients are summed already then."""
 
+    def check_plan(self, plan: tuple[int, list[str]] | None, module: nn.Module) -> None:
+        """Refuse passes in which a layer would wait for a process that does not come to it.
+
+        Args:
+            plan: How many encoder passes and which heads this process is about to run.
+            module: The model.
+
+        Raises:
+            ProcessError: If the processes are about to run different parts of a model whose layers
+                wait for each other.
+        """
+
     def agree(
         self,
         counts: Mapping[str, float],

@@ -106,15 +106,15 @@ class MultiTaskStep:
             scale=scale,
             stand_in=self._stand_in(module, shares),
         )
-        if not by_task:
-            return weighted_sum(losses, setting, aggregation)
-        self.partition.refuse_hidden()
-        blocks = _blocks(setting, passes, sharpness)
         try:
+            if not by_task:
+                return weighted_sum(losses, setting, aggregation)
+            self.partition.refuse_hidden()
+            blocks = _blocks(setting, passes, sharpness)
             with blocks.differentiating():
                 return _algorithm_1(losses, blocks, passes, aggregation, sharpness, scale)
         except ScaledOverflowError as overflow:
-            return to_be_skipped(losses, blocks, str(overflow))
+            return to_be_skipped(losses, setting, passes.features, str(overflow))
 
     def means(self, passes: Passes) -> dict[str, Tensor]:
         """The losses of a batch, each the mean over the samples of all processes.
@@ -153,6 +153,7 @@ class MultiTaskStep:
         by_task: bool,
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The losses of this process, and its share of every task that any process has."""
+        self.processes.check_plan(passes.planned(), module)
         losses: dict[str, Tensor] = {}
         error = None
         try:

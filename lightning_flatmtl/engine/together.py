@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.processes import ProcessError, Processes, RowSums
 
-__all__ = ["Sharded", "Together", "synchronised_layers"]
+__all__ = ["Sharded", "Together", "synchronised_layers", "waiting_layers"]
 
 
 class Together(Processes):
@@ -34,6 +34,30 @@ class Together(Processes):
         self._changes = -1
         # A few numbers a step on the host: neither the device nor its queue is disturbed.
         self._host: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+
+    def check_plan(self, plan: tuple[int, list[str]] | None, module: nn.Module) -> None:
+        """See :meth:`Processes.check_plan`; one exchange, for models with such layers only."""
+        layers = waiting_layers(module)
+        if plan is None or not layers:
+            return
+        plans = self._everyones(plan)
+        passes = [encodings for encodings, _ in plans]
+        if len(set(passes)) > 1:
+            raise ProcessError(
+                "With SyncBatchNorm or sharded parameters every process needs a label of some task "
+                "in every batch, and the same data sets, got different numbers of encoder passes: "
+                f"{passes}. Use BatchNorm, or batches with labels."
+            )
+        heads = [set(tasks) for _, tasks in plans]
+        partial = sorted(set.union(*heads) - set.intersection(*heads))
+        inside = {id(layer) for layer in layers}
+        for task, head in getattr(module, "heads", nn.ModuleDict()).items():
+            if task in partial and any(id(layer) in inside for layer in head.modules()):
+                raise ProcessError(
+                    f"With SyncBatchNorm in the head of task '{task}' every "
+                    "process needs a label of the task in every batch, got a process without one. "
+                    "Use BatchNorm in heads, or strategy='ddp'."
+                )
 
     def agree(
         self,
@@ -199,6 +223,11 @@ def _refuse_waiting_layers(
             f"With SyncBatchNorm in the head of task '{heads[0]}' every process needs a label of "
             "the task in every batch, got a process without one. Use BatchNorm in heads."
         )
+
+
+def waiting_layers(module: nn.Module) -> list[nn.Module]:
+    """The layers of ``module`` that need all processes in each of their passes."""
+    return [m for m in module.modules() if isinstance(m, nn.SyncBatchNorm | FSDPModule)]
 
 
 def synchronised_layers(module: nn.Module) -> list[nn.Module]:

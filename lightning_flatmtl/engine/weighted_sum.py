@@ -7,7 +7,6 @@ from torch import Tensor
 
 from lightning_flatmtl.engine.blocks import Setting, share_of
 from lightning_flatmtl.engine.checks import Finite
-from lightning_flatmtl.engine.errors import ScaledOverflowError
 from lightning_flatmtl.engine.gradients import Aggregation
 from lightning_flatmtl.engine.partition import reached_parameters
 from lightning_flatmtl.engine.result import StepResult
@@ -25,14 +24,14 @@ def weighted_sum(
         losses: The losses that this process has, with their graphs.
         setting: What is known of the step.
         aggregation: Gives the weights.
+
+    Raises:
+        NonFiniteError: If a loss is NaN or infinite, without loss scaling.
+        ScaledOverflowError: The same, with it.
     """
     shares, processes = setting.shares, setting.processes
     values = _values(losses, setting)
-    overflow = None
-    try:
-        Finite(tuple(shares), scaled=setting.scale is not None)(values, "loss")
-    except ScaledOverflowError as error:  # the scaler sees it in the gradients
-        overflow = str(error)
+    Finite(tuple(shares), scaled=setting.scale is not None)(values, "loss")
     weights = aggregation.loss_weights(tuple(shares), values)
     factors = [1.0] * len(shares) if weights is None else weights.tolist()
     total: Tensor | None = None
@@ -43,13 +42,12 @@ def weighted_sum(
     detached = {task: loss.detach() for task, loss in losses.items()}
     if processes.size == 1:
         assert total is not None
-        return StepResult(total, detached, overflow=overflow)
+        return StepResult(total, detached)
     # Data-parallel training waits for a gradient of every parameter.
     zeros = _zeros_for(losses, setting)
     return StepResult(
         loss=zeros if total is None else total + zeros.to(total),
         losses=means_of(detached, tuple(shares), values),
-        overflow=overflow,
         untouched=setting.partition.untouched(setting.trainable, shares),
     )
 

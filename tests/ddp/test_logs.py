@@ -75,8 +75,11 @@ def test_as_one_process(runs: Any, name: str, size: int) -> None:
     (one,) = runs(1, f"logs/{name}")
     assert set(one["metrics"]) == LOGGED
     for run in runs(size, f"logs/{name}"):
+        found, expected = dict(run["metrics"]), dict(one["metrics"])
+        if name in LOPSIDED:  # each process sums the losses of the tasks that it has labels of
+            found.pop("val/loss"), expected.pop("val/loss")
         # Metrics are in float32, and delta_m is in percent.
-        assert run["metrics"] == pytest.approx(one["metrics"], rel=1e-6, abs=1e-4)
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-4)
 
 
 @pytest.mark.parametrize("size", [2, 3])
