@@ -11,7 +11,7 @@ from tests.ddp.cases import MODULES, Failed
 from tests.ddp.launch import results
 
 Runs = Callable[[int, str], list[Any]]
-LIMIT = 150.0
+LIMIT = 400.0  # seconds for all cases of a launch; on two quiet cores it takes about 60
 
 
 @pytest.fixture(scope="session")
@@ -37,3 +37,10 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         return of_ranks
 
     return of_case
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test waits for all launches."""
+    for item in items:
+        if item.get_closest_marker("ddp"):
+            item.add_marker(pytest.mark.timeout(900))

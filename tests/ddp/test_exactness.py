@@ -123,7 +123,8 @@ def method(name: str, sam: str = "", **more: Any) -> list[Any]:
 
 
 BOTH = ("plain", "PCGrad", "CAGrad", "GradDrop", "DBMTL", "FAMO", "whole matrix")
-"""Methods of each kind, with and without TaskSAM in both hosts; the others alternate."""
+"""Methods of each kind, with and without TaskSAM in both hosts and also with three processes; the
+others alternate, with two."""
 COMBINATIONS = [
     *(("taken over", name, "") for name in METHODS),
     *(("module", name, FIRST) for name in METHODS),
@@ -147,6 +148,7 @@ for _host, _method, _sam in COMBINATIONS:
     case(
         _name(_host, _method, _sam),
         partial(train, host=_host, method=partial(method, _method, _sam), whole=batches(2)),
+        (1, 2, 3) if _method in BOTH else (1, 2),
     )
 for _host in HOSTS:
     for _other, _settings in OTHERS.items():
@@ -186,8 +188,10 @@ def check(runs: Any, size: int, name: str, steps: int | None = None) -> None:
         assert run["diary"]["hashes"] == several[0]["diary"]["hashes"]
 
 
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize(("host", "name", "sam"), COMBINATIONS)
+@pytest.mark.parametrize(
+    ("host", "name", "sam", "size"),
+    [(*c, size) for c in COMBINATIONS for size in (2, 3) if size == 2 or c[1] in BOTH],
+)
 def test_methods(runs: Any, host: str, name: str, sam: str, size: int) -> None:
     check(runs, size, _name(host, name, sam), steps=4)
 
