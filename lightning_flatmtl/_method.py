@@ -84,5 +84,5 @@ class MethodCallback(Callback):
             self._taken = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # A copy has taken nothing over.
-        return {k: v for k, v in vars(self).items() if k != "_taken"}
+        # A copy has taken nothing over, and is no part of the module whose `log` Lightning lends.
+        return {k: v for k, v in vars(self).items() if k not in ("_taken", "log", "log_dict")}

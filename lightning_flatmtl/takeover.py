@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from lightning_flatmtl._compile import SeveralBackwards
@@ -78,6 +78,9 @@ class TakeOver:
         self.second_pass = False
         self._trainer = trainer
         self._module = module
+        left_over = vars(module).get("training_step")
+        if isinstance(left_over, TakeOver):  # a fit that has ended badly could not give it back
+            left_over.give_back()
         self._own = vars(module).get("training_step")  # set by hand or by torch.compile
         self._original = module.training_step
         # Lightning reads the signature through this, one level deep.
@@ -85,14 +88,16 @@ class TakeOver:
         self._step_untouched: Sequence[Tensor] = ()
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
         self._total_checked = False
-        self._declare(shared=_declared(module, "shared_parameters"))
+        self._declare(shared=_declared(module, "shared_parameters") or ())
         module.training_step = self  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """One step of Algorithm 1 in the place of the module's ``training_step``."""
-        if not torch.is_grad_enabled():
+        mine = self._module._trainer is self._trainer  # else the fit that this is for is over
+        if not torch.is_grad_enabled() or not mine:
             return self._original(*args, **kwargs)
-        self._arguments = args, kwargs
+        if getattr(self.aggregator, "looks_again", False):
+            self._arguments = args, kwargs
         outputs: Any = None
 
         def losses() -> Mapping[str, Tensor]:
@@ -199,10 +204,16 @@ class TakeOver:
         """What the module returned, without graphs and with the engine's loss in it."""
         outputs = pytree.tree_map_only(Tensor, Tensor.detach, dict(outputs or {}))
         loss = result.loss
-        if isinstance(outputs.get("loss"), Tensor):
-            self._check_total(outputs["loss"], result)
+        total = outputs.get("loss")
+        if isinstance(total, Tensor) and total.ndim:
+            raise MisconfigurationException(
+                f'"loss" must be a scalar tensor, got a tensor of shape {list(total.shape)}. '
+                "Reduce it, for example with `.mean()`."
+            )
+        if isinstance(total, Tensor):
+            self._check_total(total, result)
             # The module's value with the engine's gradient.
-            loss = loss + (outputs["loss"] - loss.detach())
+            loss = loss + (total - loss.detach())
         return {**outputs, "loss": loss, "losses": result.losses}
 
     def _check_total(self, total: Tensor, result: StepResult) -> None:
@@ -308,16 +319,48 @@ def _task_losses(outputs: Any) -> dict[str, Tensor]:
         raise MisconfigurationException(
             f'With an aggregator or TaskSAM {_EXPECTED}, got {type(losses).__name__} for "losses".'
         )
-    return {str(task): loss for task, loss in losses.items() if loss is not None}
+    unnamed = [task for task in losses if not isinstance(task, str)]
+    if unnamed:
+        raise MisconfigurationException(
+            f'The tasks in "losses" must be named by strings, got {unnamed}.'
+        )
+    return {task: loss for task, loss in losses.items() if loss is not None}
 
 
 def _count(outputs: Any, task: str) -> float:
-    return float(outputs["counts"][task]) if "counts" in outputs else 1.0
+    """How many samples a task's loss is the mean of, if the module says so."""
+    counts = outputs.get("counts")
+    if not isinstance(counts, Mapping):  # none, or something of the module's own
+        return 1.0
+    if task not in counts:
+        raise MisconfigurationException(
+            f'"counts" must have the number of samples behind every loss, got {dict(counts)} '
+            f"without task '{task}'."
+        )
+    return float(counts[task])
 
 
-def _declared(module: LightningModule, name: str, *args: Any) -> Any:
+def _declared(module: LightningModule, name: str, *args: Any) -> list[nn.Parameter] | None:
+    """What the module's own method ``name`` declares, ``None`` if it has none."""
     method = getattr(module, name, None)
-    return method(*args) if callable(method) else None
+    if not callable(method):
+        return None
+    try:
+        inspect.signature(method).bind(*args)
+        given = method(*args)
+        declared = None if given is None else list(given)
+    except TypeError as error:
+        raise MisconfigurationException(
+            f"`{name}({', '.join(map(repr, args))})` of {type(module).__name__} must return "
+            f"parameters or None, got: {error}. Rename the method if it is for something else."
+        ) from error
+    if declared is not None and not all(isinstance(p, nn.Parameter) for p in declared):
+        kinds = sorted({type(p).__name__ for p in declared})
+        raise MisconfigurationException(
+            f"`{name}` of {type(module).__name__} must return parameters, such as "
+            f"`self.encoder.parameters()`, got a list of {kinds}."
+        )
+    return declared
 
 
 def _silent(*_: Any, **__: Any) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torchmetrics import Metric, MetricCollection
@@ -96,6 +97,7 @@ class Task:
                 f"tensors with one entry or more per sample, got {got}. Override `task_loss` and "
                 "return None where there is no label."
             )
+        self._check_type(target)
         absent = target.isnan() if math.isnan(self.missing) else target == self.missing
         keep = ~absent.flatten(1).all(1) if absent.ndim > 1 else ~absent
         found = int(keep.sum())
@@ -109,6 +111,16 @@ class Task:
             return tensor[keep] if fits else tensor
 
         return pytree.tree_map_only(Tensor, of_labelled, predictions), target[keep]
+
+    def _check_type(self, target: Tensor) -> None:
+        assert self.missing is not None
+        kind = target.dtype
+        never = kind == torch.bool or (math.isnan(self.missing) and not kind.is_floating_point)
+        if never:
+            raise TypeError(
+                f"Task '{self.name}' has `missing={self.missing}`, which no target of type {kind} "
+                "can be. Use targets of another type, or another value."
+            )
 
     def __str__(self) -> str:
         return self.name

@@ -389,7 +389,7 @@ METHODS = [[], [CAGrad()], [TaskSAM()], [LinearScalarization()]]
 
 @pytest.mark.parametrize("callbacks", METHODS)
 def test_losses(callbacks: list[pl.Callback]) -> None:
-    with says(ValueError, "task 'b' must be a scalar tensor, got [3]", ".mean()"):
+    with says(ValueError, "task 'b' must be a scalar tensor, got a tensor of shape [3]", ".mean()"):
         fit(bent(lambda loss: loss.repeat(3)), callbacks)
     with says(ValueError, "task 'b' must be a scalar tensor, got float"):
         fit(bent(lambda loss: loss.item()), callbacks)

@@ -60,6 +60,11 @@ class Aggregator(MethodCallback, ABC):
         return True
 
     @property
+    def looks_again(self) -> bool:
+        """Whether the method asks for the losses of a batch again after the step."""
+        return False
+
+    @property
     def sees(self) -> Sees:
         """What of the Jacobian the method looks at; decides what several processes send.
 
@@ -208,7 +213,8 @@ class Aggregator(MethodCallback, ABC):
 
     def _repr_arguments(self) -> dict[str, Any]:
         """The constructor's arguments, for :func:`repr`."""
-        return {k: v for k, v in vars(self).items() if not k.startswith("_")}
+        lent = ("log", "log_dict")  # the module's, which Lightning hangs on every callback
+        return {k: v for k, v in vars(self).items() if not k.startswith("_") and k not in lent}
 
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self._repr_arguments().items())

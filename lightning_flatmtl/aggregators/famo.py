@@ -50,6 +50,11 @@ class FAMO(LearnedWeights, LossWeighting):
         self._steps = 0
         """The Trainer's count of optimizer steps at the last batch."""
 
+    @property
+    @override
+    def looks_again(self) -> bool:
+        return True
+
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         share = self._scalars.values(tasks).softmax(dim=0) / positive(self, tasks, losses)

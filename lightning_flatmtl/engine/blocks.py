@@ -54,6 +54,7 @@ class Blocks:
     """Whether the graph of the losses is needed after they have been differentiated."""
 
     def __init__(self, setting: Setting) -> None:
+        self.module = setting.module
         self.trainable: list[Tensor] = list(setting.trainable)
         self.tasks = tuple(setting.shares)
         self.shares = setting.shares

@@ -43,10 +43,15 @@ def check_scalars(losses: Mapping[str, Tensor]) -> None:
     """
     for task, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.ndim != 0:
-            got = list(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            tensor = isinstance(loss, Tensor)
+            got = f"a tensor of shape {list(loss.shape)}" if tensor else type(loss).__name__
+            advice = (
+                "Reduce it, for example with `.mean()`."
+                if tensor
+                else ("Return the tensor itself, one for each task.")
+            )
             raise ValueError(
-                f"The loss of task '{task}' must be a scalar tensor, got {got}. Reduce it, for "
-                "example with `.mean()`."
+                f"The loss of task '{task}' must be a scalar tensor, got {got}. {advice}"
             )
 
 

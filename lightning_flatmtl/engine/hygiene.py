@@ -10,7 +10,17 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["BufferSnapshot", "RandomTape", "frozen_buffers"]
+from lightning_flatmtl.engine.errors import FlatMTLError
+
+__all__ = [
+    "BufferSnapshot",
+    "RandomTape",
+    "frozen_buffers",
+    "frozen_parameters_unmoved",
+    "frozen_statistics",
+    "is_batch_norm",
+    "statistics_put_back",
+]
 
 _FLAGGED = {
     _BatchNorm.forward,
@@ -33,7 +43,7 @@ class BufferSnapshot:
         self._saved = [
             (layer, name, buffer, buffer.detach().clone())
             for layer in module.modules()
-            if not _is_flagged(layer)
+            if not is_batch_norm(layer)
             for name, buffer in layer._buffers.items()
             if buffer is not None
         ]
@@ -47,16 +57,65 @@ class BufferSnapshot:
 
 
 @contextmanager
+def statistics_put_back(module: nn.Module) -> Iterator[None]:
+    """Run the block, then give batch normalisation the running statistics from before.
+
+    For a block in which layers must behave as they did before, such as a checkpointed part that is
+    run again in a backward pass and compares what it saves.
+    """
+    buffers = [
+        buffer
+        for layer in module.modules()
+        if isinstance(layer, _BatchNorm) and layer.training
+        for buffer in layer._buffers.values()
+        if buffer is not None
+    ]
+    saved = [buffer.clone() for buffer in buffers]
+    versions = [buffer._version for buffer in buffers]
+    try:
+        yield
+    finally:
+        if versions != [buffer._version for buffer in buffers]:
+            with torch.no_grad():
+                for buffer, value in zip(buffers, saved, strict=True):
+                    buffer.copy_(value)
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Run the block with batch normalisation that leaves its running statistics alone.
+
+    In training mode it normalises by the batch as it does anyway, and neither its running
+    statistics nor ``num_batches_tracked`` move. What was borrowed comes back after an exception
+    too.
+    """
+    flagged = [
+        layer
+        for layer in module.modules()
+        # In evaluation mode its statistics are inputs and nothing moves.
+        if isinstance(layer, _BatchNorm)
+        and is_batch_norm(layer)
+        and layer.training
+        and layer.track_running_stats
+    ]
+    try:
+        for layer in flagged:
+            layer.track_running_stats = False
+        yield
+    finally:
+        for layer in flagged:
+            layer.track_running_stats = True
+
+
+@contextmanager
 def frozen_buffers(
     module: nn.Module, start: BufferSnapshot | None = None
 ) -> Iterator[Callable[[], None]]:
     """Run the block with batch statistics and leave every buffer of ``module`` as it was.
 
-    Batch normalisation in training mode has ``track_running_stats`` switched off for the block: it
-    normalises by the batch as it does anyway, and neither its running statistics nor
-    ``num_batches_tracked`` move. All other buffers (instance normalisation, spectral norm, moving
-    averages, normalisation layers of your own) are copied and put back, also when they were bound
-    to a new tensor. What was borrowed comes back after an exception too.
+    Batch normalisation is left alone by :func:`frozen_statistics`. All other buffers (instance
+    normalisation, spectral norm, moving averages, normalisation layers of your own) are copied and
+    put back, also when they were bound to a new tensor.
 
     Yields a function that winds the buffers back to ``start``, for a block of several passes each
     of which is to begin there: a layer that reads a buffer that it moves is then the same function.
@@ -65,27 +124,36 @@ def frozen_buffers(
         module: The module.
         start: The buffers before the clean pass; by default those before the block.
     """
-    flagged = [
-        layer
-        for layer in module.modules()
-        # In evaluation mode its statistics are inputs and nothing moves.
-        if isinstance(layer, _BatchNorm)
-        and _is_flagged(layer)
-        and layer.training
-        and layer.track_running_stats
-    ]
     now = BufferSnapshot(module)
     try:
-        for layer in flagged:
-            layer.track_running_stats = False
-        yield (now if start is None else start).put_back
+        with frozen_statistics(module):
+            yield (now if start is None else start).put_back
     finally:
-        for layer in flagged:
-            layer.track_running_stats = True
         now.put_back()
 
 
-def _is_flagged(layer: nn.Module) -> bool:
+@contextmanager
+def frozen_parameters_unmoved(module: nn.Module) -> Iterator[None]:
+    """Run the block and refuse it if it has moved a parameter that is not trained.
+
+    Raises:
+        FlatMTLError: If there is such a parameter, for example of an averaged teacher.
+    """
+    frozen = [(n, p) for n, p in module.named_parameters() if not p.requires_grad]
+    before = [p._version for _, p in frozen if not p.is_inference()]
+    yield
+    if before != [p._version for _, p in frozen if not p.is_inference()]:
+        names = [n for n, _ in frozen[:3]]
+        raise FlatMTLError(
+            "A pass at perturbed parameters has changed a parameter that is not trained (among "
+            f"{len(frozen)} such as {names}), so it would change several times a batch. Change it "
+            "in `on_train_batch_end`, or only if `second_pass(self)` is false, see "
+            "lightning_flatmtl.takeover.second_pass."
+        )
+
+
+def is_batch_norm(layer: nn.Module) -> bool:
+    """Whether ``layer`` is torch's batch normalisation, with torch's own forward."""
     return isinstance(layer, _BatchNorm) and type(layer).forward in _FLAGGED
 
 

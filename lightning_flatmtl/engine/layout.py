@@ -32,6 +32,12 @@ class Layout:
         """Where their values lie; a part of each where parameters are sharded."""
         self.sizes = [p.numel() for p in self.params]
         self.numel = sum(self.sizes)
+        if any(p.is_complex() for p in self.params):
+            raise ValueError(
+                "Task gradients of complex parameters are not supported, got parameters of type "
+                f"{next(p.dtype for p in self.params if p.is_complex())}. Keep real and imaginary "
+                "part as two real parameters."
+            )
         devices = {p.device for p in self.params}
         if len(devices) > 1:
             raise ValueError(
@@ -63,6 +69,11 @@ class Layout:
         """Write one gradient per parameter into ``row``; ``None`` (not reached) is zero."""
         if not self.params:
             return
+        if any(g is not None and g.layout != torch.strided for g in gradients):
+            raise ValueError(
+                "Task gradients must be dense, got a sparse one. Use `sparse=False` in "
+                "nn.Embedding."
+            )
         if all(g is not None and g.dtype == row.dtype for g in gradients):
             torch.cat([g.reshape(-1) for g in gradients if g is not None], out=row)
             return

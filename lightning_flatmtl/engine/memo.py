@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from lightning_flatmtl.engine.hygiene import RandomTape
+from lightning_flatmtl.engine.hygiene import RandomTape, is_batch_norm
+from lightning_flatmtl.engine.partition import reached_parameters
 
 __all__ = ["CallMemo"]
 
@@ -21,18 +22,19 @@ class _Call:
     inputs: list[Any]
     form: Any
     output: Any
+    leaves: set[Tensor]
     versions: list[int]
     mark: tuple[str, int, int]
 
     def tensors(self) -> list[Tensor]:
         return [t for t in (*self.inputs, *pytree.tree_leaves(self.output)) if _is_versioned(t)]
 
-    def answers(self, args: Any, kwargs: Any) -> bool:
+    def answers(self, args: Any, kwargs: Any, twins: set[int]) -> bool:
         """Whether the call is the recorded one, and nothing has been changed in place since."""
         given, form = pytree.tree_flatten((args, kwargs))
         if form != self.form or self.versions != [t._version for t in self.tensors()]:
             return False
-        return all(_same(a, b) for a, b in zip(given, self.inputs, strict=True))
+        return all(_same(a, b, twins) for a, b in zip(given, self.inputs, strict=True))
 
 
 class CallMemo:
@@ -41,7 +43,11 @@ class CallMemo:
     With one head perturbed, a module that holds none of its parameters, called with the same inputs
     under the same random numbers, answers what it answered before: the trunk and the other heads
     need not run again. Inputs are the same if they are the same tensors, or equal ones on a CPU (on
-    an accelerator comparing would wait for it); else the module runs.
+    an accelerator comparing would wait for it). The module runs after all if an input has a graph
+    of its own (of the perturbed head, or of what the model differentiates itself), if the answer
+    depends on the head in a way that the module tree does not show, if something was changed in
+    place, or if the call has moved a buffer that others may read. Modules with hooks inside run
+    too, and nothing is answered where the clean pass itself has differentiated something.
 
     Args:
         module: The model; it is never answered for itself.
@@ -64,8 +70,9 @@ class CallMemo:
         self._module = module
         self._tape = tape
         # By id: some modules (metrics) have a hash that changes with their state.
-        self._calls: dict[int, list[_Call]] = {}
+        self._calls: dict[int, list[_Call | None]] = {}
         self._twins: dict[int, tuple[Tensor, Tensor]] = {}
+        self._differentiated = False
 
     @contextmanager
     def recording(self, heads: Iterable[Sequence[Tensor]]) -> Iterator[None]:
@@ -74,34 +81,48 @@ class CallMemo:
         with ExitStack() as stack:
             for module in modules.values():
                 self._calls[id(module)] = []
-                stack.enter_context(_forward_by(module, self._noting(module)))
+                stack.enter_context(_forward_by(module, self._noting(module, stack)))
             yield
 
     @contextmanager
     def serving(self, head: Collection[Tensor]) -> Iterator[None]:
         """Answer from memory wherever no parameter of ``head`` is involved."""
         with ExitStack() as stack:
-            for module in _without(self._module, set(head)) if self._calls else ():
+            moved = set(head)
+            usable = bool(self._calls) and not self._differentiated
+            for module in _without(self._module, moved) if usable else ():
                 if self._calls.get(id(module)):
-                    stack.enter_context(_forward_by(module, self._answer(module)))
+                    stack.enter_context(_forward_by(module, self._answer(module, moved)))
             yield
 
     def clear(self) -> None:
         """Forget everything and give the memory back."""
         self._calls.clear()
         self._twins.clear()
+        self._differentiated = False
 
-    def _noting(self, module: nn.Module) -> Callable[..., Any]:
+    def _noting(self, module: nn.Module, stack: ExitStack) -> Callable[..., Any]:
         calls = self._calls[id(module)]
         run = module.forward
 
         def note(*args: Any, **kwargs: Any) -> Any:
+            before = _moving_buffers(module)
             output = run(*args, **kwargs)
+            if before != _moving_buffers(module):
+                calls.append(None)
+                return output
             inputs, form = pytree.tree_flatten((args, kwargs))
             # What another recorded module has answered will come as its detached twin.
             inputs = [self._twins[id(i)][1] if id(i) in self._twins else i for i in inputs]
             detached = pytree.tree_map_only(Tensor, self._twin, output)
-            call = _Call(inputs, form, detached, [], ("memo", id(module), len(calls)))
+            outputs = [t for t in pytree.tree_leaves(output) if isinstance(t, Tensor)]
+            leaves = reached_parameters(outputs)
+            for tensor in outputs:
+                if tensor.requires_grad:
+                    handle = tensor.register_hook(self._notice)  # type: ignore[no-untyped-call]
+                    stack.callback(handle.remove)
+            mark = ("memo", id(module), len(calls))
+            call = _Call(inputs, form, detached, leaves, [], mark)
             call.versions.extend(t._version for t in call.tensors())
             self._tape.mark(call.mark)
             calls.append(call)
@@ -109,17 +130,28 @@ class CallMemo:
 
         return note
 
+    def _notice(self, gradient: Tensor) -> None:
+        """The model differentiates within the clean pass, through what an answer would cut."""
+        self._differentiated = True
+
     def _twin(self, tensor: Tensor) -> Tensor:
         # The tensor is kept beside its twin, so that its id stays its own.
-        return self._twins.setdefault(id(tensor), (tensor, tensor.detach()))[1]
+        if id(tensor) not in self._twins:
+            # Also a twin can be differentiated, as by a penalty on gradients at the features.
+            twin = tensor.detach()
+            differentiable = tensor.requires_grad and not tensor.is_inference()
+            self._twins[id(tensor)] = tensor, twin.requires_grad_(differentiable)
+        return self._twins[id(tensor)][1]
 
-    def _answer(self, module: nn.Module) -> Callable[..., Any]:
+    def _answer(self, module: nn.Module, moved: set[Tensor]) -> Callable[..., Any]:
         remaining = iter(self._calls[id(module)])
+        twins = {id(twin) for _, twin in self._twins.values()}
         run = module.forward
 
         def answer(*args: Any, **kwargs: Any) -> Any:
             call = next(remaining, None)
-            if call is None or not call.answers(args, kwargs):
+            hidden = call is not None and not call.leaves.isdisjoint(moved)
+            if call is None or hidden or not call.answers(args, kwargs, twins):
                 return run(*args, **kwargs)
             self._tape.rewind(call.mark)
             return call.output
@@ -133,7 +165,8 @@ def _without(module: nn.Module, params: set[Tensor]) -> Iterator[nn.Module]:
         if _is_compiled(child):
             continue  # it would be compiled once more
         if params.isdisjoint(child.parameters()):
-            if not any(_is_compiled(part) for part in child.modules()):
+            inside = (part for part in child.modules() if part is not child)
+            if not any(_is_compiled(part) or _has_hooks(part) for part in inside):
                 yield child
         else:
             yield from _without(child, params)
@@ -145,6 +178,24 @@ def _is_compiled(module: nn.Module) -> bool:
         or getattr(module, "_compiled_call_impl", None) is not None
         or hasattr(module, "_orig_mod")
     )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _moving_buffers(module: nn.Module) -> list[tuple[int, int]]:
+    """Which buffers there are and how often each was changed; running statistics do not count.
+
+    Nobody but their own layer reads those, and not in training.
+    """
+    return [
+        (id(buffer), buffer._version)
+        for layer in module.modules()
+        if not is_batch_norm(layer)
+        for buffer in layer._buffers.values()
+        if buffer is not None and not buffer.is_inference()
+    ]
 
 
 @contextmanager
@@ -163,7 +214,9 @@ def _is_versioned(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_inference()
 
 
-def _same(a: Any, b: Any) -> bool:
+def _same(a: Any, b: Any, twins: set[int]) -> bool:
+    if isinstance(a, Tensor) and a.requires_grad and id(a) not in twins:
+        return False
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):

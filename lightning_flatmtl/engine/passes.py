@@ -15,7 +15,13 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
-from lightning_flatmtl.engine.hygiene import BufferSnapshot, RandomTape, frozen_buffers
+from lightning_flatmtl.engine.errors import FlatMTLError
+from lightning_flatmtl.engine.hygiene import (
+    BufferSnapshot,
+    RandomTape,
+    frozen_buffers,
+    frozen_parameters_unmoved,
+)
 from lightning_flatmtl.engine.memo import CallMemo
 from lightning_flatmtl.engine.partition import reached_parameters
 
@@ -86,7 +92,8 @@ class Passes(ABC):
     def repeating(self) -> Iterator[None]:
         """Around the second passes: buffers and random streams afterwards are as before."""
         frozen = frozen_buffers(self._module, self._start)
-        with self._around(), self._tape.replaying(), frozen as put_back:
+        unmoved = frozen_parameters_unmoved(self._module)
+        with self._around(), self._tape.replaying(), unmoved, frozen as put_back:
             self._put_back = put_back
             yield
 
@@ -94,9 +101,10 @@ class Passes(ABC):
         self._tape.mark(key)
         return function()
 
-    def _replay(self, key: Hashable, function: Callable[[], T]) -> T:
+    def _replay(self, key: Hashable, function: Callable[[], T], wind_back: bool = True) -> T:
+        """Run ``function`` with the random numbers of ``key``, and the buffers of the start."""
         self._tape.rewind(key)
-        if self._put_back is not None:
+        if wind_back and self._put_back is not None:
             self._put_back()
         return function()
 
@@ -142,12 +150,23 @@ class WholePasses(Passes):
     def again(self, task: str) -> Tensor:
         """All losses once more; that of ``task`` is returned."""
         self._memo.clear()
-        return self._replay("losses", self._losses)[task]
+        return self._again(task)
 
     @override
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         with self._memo.serving(head):
-            return self._replay("losses", self._losses)[task]
+            return self._again(task)
+
+    def _again(self, task: str) -> Tensor:
+        losses = self._replay("losses", self._losses)
+        if task not in losses:
+            raise FlatMTLError(
+                f"The loss of task '{task}' was there at first and is not when the same batch is "
+                f"run at perturbed parameters, got losses of {sorted(losses)}. A step must give "
+                "the same losses when it is run again: do not change the batch or count steps in "
+                "it (or ask `lightning_flatmtl.takeover.second_pass`)."
+            )
+        return losses[task]
 
 
 class ComposedPasses(Passes):
@@ -184,6 +203,7 @@ class ComposedPasses(Passes):
         self._features: dict[int, Any] = {}
         self._versions: dict[int, list[int]] = {}
         self._trunk: set[Tensor] = set()
+        self._before_head: dict[str, BufferSnapshot] = {}
 
     @override
     def planned(self) -> tuple[int, list[str]]:
@@ -198,6 +218,8 @@ class ComposedPasses(Passes):
             if key not in graphed:
                 graphed[key] = self._record(key, partial(self._encode, batch))
                 self._versions[key] = _versions(graphed[key])
+            if self._start is not None:  # heads are going to be run by themselves
+                self._before_head[task] = BufferSnapshot(self._module)
             loss = self._record(task, partial(self._task_loss, task, graphed[key], batch))
             if loss is not None:
                 losses[task] = loss
@@ -212,7 +234,7 @@ class ComposedPasses(Passes):
             # Features by task may come from branches; what all tasks read is shared by all.
             if self._several and not isinstance(features, Mapping):
                 self.common |= leaves
-            self._features[key] = pytree.tree_map_only(Tensor, Tensor.detach, features)
+            self._features[key] = pytree.tree_map_only(Tensor, _kept, features)
         if not self._at_features or not graphed:
             return
         if len(graphed) > 1:
@@ -226,7 +248,7 @@ class ComposedPasses(Passes):
         """Encoder and the head of ``task``."""
         batch = self._batches[task]
         features = self._replay(id(batch), lambda: self._encode(batch))
-        return self._head(task, features)
+        return self._head(task, features)  # with the buffers as the encoder has left them
 
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The head alone on the clean features, as long as they are the clean features.
@@ -238,12 +260,20 @@ class ComposedPasses(Passes):
         changed = self._versions[key] != _versions(features)
         if changed or not self._trunk.isdisjoint(head):
             return self.again(task)
+        if task in self._before_head:
+            self._before_head[task].put_back()
         return self._head(task, features)
 
     def _head(self, task: str, features: Any) -> Tensor:
-        loss = self._replay(task, lambda: self._task_loss(task, features, self._batches[task]))
+        batch = self._batches[task]
+        loss = self._replay(task, lambda: self._task_loss(task, features, batch), wind_back=False)
         assert loss is not None, f"task '{task}' had a loss in the clean pass and has none now"
         return loss
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """The features without their graph; a loss may differentiate with respect to them."""
+    return tensor.detach().requires_grad_(tensor.requires_grad and not tensor.is_inference())
 
 
 def _tensors(features: Any) -> list[Tensor]:

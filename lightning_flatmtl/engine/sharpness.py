@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Literal, get_args
 
 __all__ = ["Arm", "Perturbation", "Point", "Sharpness", "ascent_factor"]
@@ -67,7 +68,7 @@ class Sharpness:
 
 def check_radius(name: str, value: float) -> None:
     """Refuse a radius that is not a number in ``[0, inf)``; NaN is refused too."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be in [0, inf), got {value!r}.")
 
 

@@ -17,6 +17,7 @@ from lightning_flatmtl.engine.directions import (
 from lightning_flatmtl.engine.errors import ScaledOverflowError
 from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import Aggregation, SumOfLosses
+from lightning_flatmtl.engine.hygiene import statistics_put_back
 from lightning_flatmtl.engine.jacobian import task_gradients
 from lightning_flatmtl.engine.measures import Ascent, measure, measure_second
 from lightning_flatmtl.engine.partition import Partition
@@ -201,7 +202,8 @@ def _algorithm_1(
     check_finite = Finite(blocks.tasks, scaled=scale is not None)
 
     # Lines 1 to 3: the gradients of every task, where the parameters are.
-    clean = task_gradients(losses, blocks)
+    with statistics_put_back(blocks.module):  # a checkpointed part runs again in backward
+        clean = task_gradients(losses, blocks)
     for task, loss in losses.items():
         losses[task] = loss.detach()  # the graph goes
     ascent = Ascent(clean, blocks, sharpness)

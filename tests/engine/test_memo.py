@@ -102,7 +102,98 @@ class NoGrad(Net):
         return {"a": self.loss(self.a(z) + anchor[:, :3]), "b": self.loss(self.b(z - anchor))}
 
 
+class StillHead(Net):
+    """A last layer of zeros: the layers before it move, its own input does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.no_grad():
+            self.a[0].weight.zero_(), self.a[0].bias.zero_()
+
+
+class GradientPenalty(Net):
+    """Differentiates at the features within the step."""
+
+    def losses(self):
+        z = self.trunk(X)
+        loss = self.loss(self.a(z))
+        (g,) = torch.autograd.grad(loss, z, create_graph=True)
+        return {"a": loss + g.square().sum(), "b": self.loss(self.b(z))}
+
+
+class Forces(Net):
+    """Differentiates at the inputs within the step."""
+
+    def losses(self):
+        x = X.clone().requires_grad_()
+        energy = self.a(self.trunk(x))
+        (force,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return {"a": self.loss(energy), "b": self.loss(self.b(self.trunk(x)) + force[:, :3])}
+
+
+class Centred(nn.Module):
+    """Moves a buffer that a loss reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(4, dtype=torch.float64))
+
+    def forward(self, z: Tensor) -> Tensor:
+        self.mean = 0.5 * self.mean + 0.5 * z.detach().mean(0)
+        return z
+
+
+class MovedBuffer(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = Centred()
+
+    def losses(self):
+        z = self.centre(self.trunk(X))
+        return {"a": self.loss(self.a(z - self.centre.mean)), "b": self.loss(self.b(z))}
+
+
+class HiddenHead(Net):
+    """A trunk that uses a head without having it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hiding = Hiding(self.a)
+
+    def losses(self):
+        z = self.trunk(X)
+        return {"a": self.loss(self.a(z) + self.hiding(z)), "b": self.loss(self.b(z))}
+
+
+class Hiding(nn.Module):
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self.ref = [head]
+        self.own = nn.Linear(3, 3).double()
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.own(self.ref[0](z))
+
+
+class CollectedByHooks(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk[1].register_forward_hook(lambda layer, args, out: self.seen.append(out))
+
+    def losses(self):
+        self.seen: list[Tensor] = []
+        z = self.trunk(X)
+        (inner,) = self.seen
+        return {"a": self.loss(self.a(inner[:, :4])), "b": self.loss(self.b(z))}
+
+
 NETS = [
+    StillHead,
+    GradientPenalty,
+    Forces,
+    MovedBuffer,
+    HiddenHead,
+    CollectedByHooks,
     Net,
     GluedByFunctions,
     DetachedTeacher,
@@ -144,20 +235,35 @@ def test_the_answer_is_that_of_running_everything(
         assert (a is None and b is None) or torch.equal(a, b)
 
 
+class Counted(nn.Module):
+    """Counts its forward passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        return x
+
+
 def test_only_the_moved_head_runs() -> None:
     net = Net()
     engine = MultiTaskStep()
-    trunk, a, b = Calls(net.trunk[0]), Calls(net.a[0]), Calls(net.b)
+    counted = [Counted() for _ in range(3)]
+    for part, layer in zip((net.trunk, net.a), counted, strict=False):
+        part.insert(0, layer)
+    net.b = nn.Sequential(counted[2], net.b)
     counts = []
     for _ in range(2):
         engine(net, WholePasses(net.losses, net), CAGrad(0.4), Sharpness(0.3, 0.5))
-        counts.append((trunk.count, a.count, b.count))
-        trunk.count = a.count = b.count = 0
+        counts.append([layer.count for layer in counted])
+        for layer in counted:
+            layer.count = 0
     everything = 1 + 2 + 2  # clean, shared of each task, head of each task
-    assert counts[0] == (everything, everything, everything)
-    assert counts[1][0] == 1 + 2
-    assert counts[1][1] == 1 + 2 + 1
-    # `Calls` counts answers from memory too where the layer is answered for itself.
+    assert counts[0] == [everything, everything, everything]
+    # A layer without parameters in front of the moved head is answered for too.
+    assert counts[1] == [1 + 2, 1 + 2, 1 + 2]
     assert "forward" not in vars(net.trunk) | vars(net.b)
 
 
