@@ -863,7 +863,10 @@ def test_losses_of_another_form(make: Callable[[], list[pl.Callback]]) -> None:
     def bent(how: Callable[[Tensor], Any]) -> Any:
         return returning(lambda out: {"losses": {**out["losses"], "b": how(out["losses"]["b"])}})
 
-    for how, got in ((lambda v: v.repeat(3), "got a tensor of shape [3]"), (Tensor.item, "got float")):
+    for how, got in (
+        (lambda v: v.repeat(3), "got a tensor of shape [3]"),
+        (Tensor.item, "got float"),
+    ):
         with says(ValueError, "task 'b' must be a scalar tensor", got):
             fit(bent(how), make())
     with says(ValueError, "task 'b' must depend on a trainable parameter"):
