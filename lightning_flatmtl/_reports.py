@@ -1,5 +1,6 @@
 """What a MultiTaskModule does around its batches: begin a fit, close epochs, keep findings."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,6 +29,7 @@ class EpochReports(Callback):
 
     def __init__(self) -> None:
         self._borrowed: list[SeveralBackwards | CompiledParts] = []
+        self._of_training: dict[str, float] = {}
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -69,25 +71,46 @@ class EpochReports(Callback):
         skipped = module.watch.take_skipped()
         if skipped:
             module.log("train/skipped_batches", float(skipped))
-        self._log_improvement(pl_module, "train")
+        if trainer.world_size == 1:
+            self._of_training = self._improvements(pl_module, "train")
+        self._log(pl_module, self._of_training)
+        self._of_training = {}
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # Several processes come together here: at the end of the epoch the first of them may
+        # already be in the metrics of its progress bar.
+        if trainer.world_size > 1 and trainer.is_last_batch:
+            self._of_training = self._improvements(pl_module, "train")
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_improvement(pl_module, "val")
+        self._log(pl_module, self._improvements(pl_module, "val"))
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._log_improvement(pl_module, "test")
+        self._log(pl_module, self._improvements(pl_module, "test"))
 
-    def _log_improvement(self, pl_module: LightningModule, stage: str) -> None:
+    def _improvements(self, pl_module: LightningModule, stage: str) -> dict[str, float]:
+        """Delta_m of an epoch by the name to log it under; empty without baselines."""
         module = _typed(pl_module)
+        if module.baselines is None:
+            return {}
         loaders = module.task_metrics.fed_loaders(stage, pl_module.trainer)
+        found = {}
         for loader in loaders:
             value = module.relative_improvement(stage, loader)
             # The hook is that of all loaders; Lightning names them in the steps only.
             suffix = f"/dataloader_idx_{loader}" if len(loaders) > 1 else ""
             if value is not None:
-                module.log(f"{stage}/delta_m{suffix}", value, add_dataloader_idx=False)
+                found[f"{stage}/delta_m{suffix}"] = value
+        return found
+
+    def _log(self, pl_module: LightningModule, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            pl_module.log(name, value, add_dataloader_idx=False)
 
     @override
     def on_save_checkpoint(

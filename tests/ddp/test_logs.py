@@ -58,6 +58,32 @@ for _name in NAMES + LOPSIDED:
         ),
     )
 
+BARS = {"with": BASELINES, "without": None}
+for _words, _baselines in BARS.items():
+    case(
+        f"logs/bar/{_words}",
+        partial(
+            train,
+            host="module",
+            method=METHODS["F-CAGrad"],
+            whole=batches(3),
+            val=full(),
+            net={"measured": True, "baselines": _baselines},
+            enable_progress_bar=True,
+        ),
+    )
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("words", BARS)
+def test_a_progress_bar_in_the_first_process(runs: Any, words: str, size: int) -> None:
+    """It asks for metrics of the epoch in that process alone, before the others do."""
+    (one,) = runs(1, f"logs/bar/{words}")
+    assert ("train/delta_m" in one["metrics"]) is (words == "with")
+    for run in runs(size, f"logs/bar/{words}"):
+        assert run["metrics"] == pytest.approx(one["metrics"], rel=1e-6, abs=1e-4)
+
+
 LOGGED = {
     "val/loss",
     *(f"{stage}/{task}/loss" for stage in ("train", "val") for task in "abc"),
