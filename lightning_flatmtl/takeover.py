@@ -211,16 +211,18 @@ class TakeOver:
                 "Reduce it, for example with `.mean()`."
             )
         if isinstance(total, Tensor):
-            self._check_total(total, result)
+            if result.overflow is None:
+                self._check_total(total, _task_losses(outputs))
             # The module's value with the engine's gradient.
             loss = loss + (total - loss.detach())
         return {**outputs, "loss": loss, "losses": result.losses}
 
-    def _check_total(self, total: Tensor, result: StepResult) -> None:
-        if self._total_checked or result.overflow is not None:
+    def _check_total(self, total: Tensor, losses: Mapping[str, Tensor]) -> None:
+        """Compare them once, as this process has them."""
+        if self._total_checked or not losses:
             return
         self._total_checked = True
-        given, summed = float(total), float(result.total)
+        given, summed = float(total), sum(float(loss) for loss in losses.values())
         if abs(given - summed) > 0.01 * max(abs(given), abs(summed)):
             rank_zero_warn(
                 f'"loss" is {given:.4g} and the "losses" sum to {summed:.4g}. With an aggregator '

@@ -1,5 +1,6 @@
 """Metrics and losses are those of all processes together."""
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -82,6 +83,22 @@ def test_a_progress_bar_in_the_first_process(runs: Any, words: str, size: int) -
     assert ("train/delta_m" in one["metrics"]) is (words == "with")
     for run in runs(size, f"logs/bar/{words}"):
         assert run["metrics"] == pytest.approx(one["metrics"], rel=1e-6, abs=1e-4)
+
+
+def told(place: Any) -> list[str]:
+    """The warnings of a fit in which every process has losses of its own."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(place, "taken over", METHODS["F-CAGrad"], batches(2))
+    return [str(w.message) for w in caught]
+
+
+case("logs/told", told, (2,))
+
+
+def test_a_total_is_compared_with_the_losses_of_its_own_process(runs: Any) -> None:
+    for messages in runs(2, "logs/told"):
+        assert not [m for m in messages if "sum to" in m]
 
 
 LOGGED = {
