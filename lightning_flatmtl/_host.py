@@ -31,8 +31,8 @@ __all__ = [
 ]
 
 
-_SHARDING = "ModelParallelStrategy"
-_PARALLEL = ("DDPStrategy", _SHARDING)
+_WHOLE, _SHARDING = "DDPStrategy", "ModelParallelStrategy"
+"""The strategies under which several processes train with whole parameters, and with parts."""
 
 
 class Host:
@@ -97,28 +97,40 @@ def refuse_unfit_callbacks(trainer: Trainer) -> None:
 
 def refuse_unfit_trainer(trainer: Trainer) -> None:
     """Refuse strategies under which an aggregator or TaskSAM would not be exact."""
-    kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
-    # DeepSpeed's is derived from DDPStrategy and shares nothing with it.
-    if not kinds & {"SingleDeviceStrategy", *_PARALLEL} or "DeepSpeedStrategy" in kinds:
+    if not _kinds(trainer) & {"SingleDeviceStrategy", _WHOLE, _SHARDING}:
         raise MisconfigurationException(
             f"Expected one device or data-parallel training (strategy='ddp') with an aggregator or "
             f"TaskSAM, got {type(trainer.strategy).__name__}, which hides the gradients of single "
             "tasks. Use Trainer(strategy='ddp'), or ModelParallelStrategy for a model that "
             "outgrows a device."
         )
-    if getattr(trainer.strategy, "_tensor_parallel_size", 1) not in (1, "auto"):
+    mesh = getattr(trainer.strategy, "device_mesh", None)
+    if mesh is not None and mesh["tensor_parallel"].size() > 1:
         raise MisconfigurationException(
             "Expected parameters sharded over data-parallel processes with an aggregator or "
-            "TaskSAM, got tensor parallelism. Use ModelParallelStrategy(tensor_parallel_size=1)."
+            f"TaskSAM, got tensor parallelism over {mesh['tensor_parallel'].size()} devices. Use "
+            f"ModelParallelStrategy(data_parallel_size={trainer.world_size}, "
+            "tensor_parallel_size=1)."
         )
 
 
 def processes_of(trainer: Trainer) -> Processes:
-    """The processes that share the steps of the Trainer; to be closed after the fit."""
-    if trainer.world_size == 1:
+    """The processes that share the steps of the Trainer; to be closed after the fit.
+
+    Under other strategies, which no method can be trained with, every process is left alone: the
+    plain sum of the losses is then what Lightning makes of it.
+    """
+    kinds = _kinds(trainer)
+    if trainer.world_size == 1 or not kinds & {_WHOLE, _SHARDING}:
         return Alone()
-    sharded = any(kind.__name__ == _SHARDING for kind in type(trainer.strategy).__mro__)
-    return Sharded() if sharded else Together()
+    return Sharded() if _SHARDING in kinds else Together()
+
+
+def _kinds(trainer: Trainer) -> set[str]:
+    """The names of the strategy's classes, those of either of Lightning's two packages."""
+    kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
+    # DeepSpeed's is derived from DDPStrategy and shares nothing with it.
+    return kinds - {_WHOLE} if "DeepSpeedStrategy" in kinds else kinds
 
 
 def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None) -> None:

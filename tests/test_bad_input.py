@@ -12,14 +12,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from lightning_flatmtl import ClassificationTask, MultiTaskModule, Task, TaskSAM
-from lightning_flatmtl._host import refuse_unfit_trainer
+from lightning_flatmtl._host import processes_of, refuse_unfit_trainer
 from lightning_flatmtl.aggregators import (
     IMTL,
     MGDA,
@@ -28,6 +28,7 @@ from lightning_flatmtl.aggregators import (
     PCGrad,
 )
 from lightning_flatmtl.engine import FlatMTLError, NonFiniteError
+from lightning_flatmtl.engine.processes import Alone
 from tests.helpers import Pairs, data, encoder, fit, module, tasks, trainer
 
 
@@ -102,6 +103,22 @@ def test_strategies_that_hide_gradients(strategy: type) -> None:
     ways_out = ("Trainer(strategy='ddp')", "ModelParallelStrategy")
     with says(MisconfigurationException, strategy.__name__, *ways_out):
         refuse_unfit_trainer(trainer)
+
+
+def test_tensor_parallelism() -> None:
+    strategy = object.__new__(ModelParallelStrategy)
+    mesh = {"data_parallel": SimpleNamespace(size=lambda: 1)}
+    strategy._device_mesh = {**mesh, "tensor_parallel": SimpleNamespace(size=lambda: 2)}
+    trainer = SimpleNamespace(strategy=strategy, world_size=2)
+    way_out = "data_parallel_size=2, tensor_parallel_size=1"
+    with says(MisconfigurationException, "tensor parallelism over 2 devices", way_out):
+        refuse_unfit_trainer(trainer)
+
+
+@pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
+def test_plain_training_is_left_to_strategies_that_hide_gradients(strategy: type) -> None:
+    trainer = SimpleNamespace(strategy=object.__new__(strategy), world_size=2)
+    assert type(processes_of(trainer)) is Alone
 
 
 # The module.
