@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lightning_flatmtl.engine import Sharpness
 from lightning_flatmtl.engine.processes import Alone, Processes
-from lightning_flatmtl.engine.together import Sharded, Together
+from lightning_flatmtl.engine.together import DataParallel, Sharded
 
 __all__ = [
     "Host",
@@ -123,7 +123,7 @@ def processes_of(trainer: Trainer) -> Processes:
     kinds = _kinds(trainer)
     if trainer.world_size == 1 or not kinds & {_WHOLE, _SHARDING}:
         return Alone()
-    return Sharded() if _SHARDING in kinds else Together()
+    return Sharded() if _SHARDING in kinds else DataParallel()
 
 
 def _kinds(trainer: Trainer) -> set[str]:

@@ -13,11 +13,11 @@ from torch.distributed.fsdp import FSDPModule
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.processes import ProcessError, Processes, RowSums
 
-__all__ = ["Sharded", "Together", "synchronised_layers", "waiting_layers"]
+__all__ = ["DataParallel", "Sharded", "Together", "synchronised_layers", "waiting_layers"]
 
 
 class Together(Processes):
-    """The processes of a group of :mod:`torch.distributed`.
+    """What the processes of a group of :mod:`torch.distributed` agree on and sum, in common.
 
     Args:
         timeout: How long the others may be late for a step, in seconds; then an error ends the job.
@@ -29,7 +29,6 @@ class Together(Processes):
     def __init__(self, timeout: float = 1800.0) -> None:
         self.size = dist.get_world_size()
         self.rank = dist.get_rank()
-        self.gain = self.size  # data-parallel training takes means
         self._tasks: list[str] = []
         self._changes = -1
         # A few numbers a step on the host: neither the device nor its queue is disturbed.
@@ -120,19 +119,6 @@ class Together(Processes):
         dist.all_gather_object(values, value, group=self._host)
         return values
 
-    def width(self, columns: int) -> int:
-        """See :meth:`Processes.width`."""
-        return -(-columns // self.size) * self.size
-
-    def columns(self, width: int) -> slice:
-        """See :meth:`Processes.columns`."""
-        share = width // self.size
-        return slice(self.rank * share, (self.rank + 1) * share)
-
-    def row_sums(self, rows: Tensor) -> RowSums:
-        """See :meth:`Processes.row_sums`."""
-        return _SharedRowSums(rows, self.size)
-
     def sum(self, tensor: Tensor) -> Tensor:
         """See :meth:`Processes.sum`."""
         dist.all_reduce(tensor)
@@ -142,13 +128,6 @@ class Together(Processes):
         """See :meth:`Processes.sum_on_host`."""
         dist.all_reduce(tensor, group=self._host)
         return tensor
-
-    def gather(self, shard: Tensor) -> Tensor:
-        """See :meth:`Processes.gather`."""
-        m, share = shard.shape
-        pieces = shard.new_empty(self.size * m, share)
-        dist.all_gather_into_tensor(pieces, shard.contiguous())
-        return pieces.view(self.size, m, share).movedim(0, 1).reshape(m, self.size * share)
 
     def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, float]) -> dict[str, Tensor]:
         """See :meth:`Processes.means`."""
@@ -164,6 +143,38 @@ class Together(Processes):
             dist.destroy_process_group(self._host)
 
 
+class DataParallel(Together):
+    """Processes with whole parameters (DDP): each keeps the sums of its share of the columns.
+
+    Args:
+        timeout: See :class:`Together`.
+    """
+
+    def __init__(self, timeout: float = 1800.0) -> None:
+        super().__init__(timeout)
+        self.gain = self.size  # the backward pass takes the mean of the processes
+
+    def width(self, columns: int) -> int:
+        """See :meth:`Processes.width`."""
+        return -(-columns // self.size) * self.size
+
+    def columns(self, width: int) -> slice:
+        """See :meth:`Processes.columns`."""
+        share = width // self.size
+        return slice(self.rank * share, (self.rank + 1) * share)
+
+    def row_sums(self, rows: Tensor) -> RowSums:
+        """See :meth:`Processes.row_sums`."""
+        return _SharedRowSums(rows, self.size)
+
+    def gather(self, shard: Tensor) -> Tensor:
+        """See :meth:`Processes.gather`."""
+        m, share = shard.shape
+        pieces = shard.new_empty(self.size * m, share)
+        dist.all_gather_into_tensor(pieces, shard.contiguous())
+        return pieces.view(self.size, m, share).movedim(0, 1).reshape(m, self.size * share)
+
+
 class Sharded(Together):
     """Processes each of which holds a part of every parameter (FSDP2).
 
@@ -176,25 +187,9 @@ class Sharded(Together):
 
     sharded = True
 
-    def __init__(self, timeout: float = 1800.0) -> None:
-        super().__init__(timeout)
-        self.gain = 1
-
     def weight(self, share: float) -> float:
         """See :meth:`Processes.weight`; the layers take means."""
         return share * self.size
-
-    def width(self, columns: int) -> int:
-        """All columns that are here."""
-        return columns
-
-    def columns(self, width: int) -> slice:
-        """All columns that are here."""
-        return slice(0, width)
-
-    def row_sums(self, rows: Tensor) -> RowSums:
-        """The rows as they are."""
-        return RowSums(rows)
 
 
 def _refuse_waiting_layers(

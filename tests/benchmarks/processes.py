@@ -53,7 +53,7 @@ from lightning_flatmtl.engine import (
     TaskGradients,
     surrogate_loss,
 )
-from lightning_flatmtl.engine.together import Together
+from lightning_flatmtl.engine.together import DataParallel
 from tests.benchmarks.machine import describe, keep_large_blocks
 from tests.benchmarks.networks import TwoHeads, two_heads
 
@@ -132,7 +132,7 @@ class Ours(Training):
         self, net: TwoHeads, y: list[Tensor], aggregator: Aggregator, sharpness: Sharpness | None
     ) -> None:
         super().__init__(net, y)
-        self.engine = MultiTaskStep(processes=Together())
+        self.engine = MultiTaskStep(processes=DataParallel())
         self.aggregator, self.sharpness = aggregator, sharpness
 
     def forward(self, x: Tensor) -> Tensor:
