@@ -15,6 +15,7 @@ from lightning_flatmtl._host import refuse_unfit_callbacks
 from lightning_flatmtl._schedulers import SchedulerStepper
 from lightning_flatmtl._untouched import UntouchedGradients
 from lightning_flatmtl.engine import StepResult
+from lightning_flatmtl.engine.autocast import outside_autocast
 
 __all__ = ["ManualOptimization"]
 
@@ -85,6 +86,11 @@ class ManualOptimization(Callback):
                 "`configure_callbacks` has left them out. Return "
                 "`[*super().configure_callbacks(), ...]` there."
             )
+        # `training_step` runs under autocast; in automatic optimization what follows does not.
+        with outside_autocast(module.device):
+            self._optimize(module, result, batch_idx)
+
+    def _optimize(self, module: LightningModule, result: StepResult | None, batch_idx: int) -> None:
         trainer = module.trainer
         optimizer = module.optimizers()
         assert isinstance(optimizer, LightningOptimizer)

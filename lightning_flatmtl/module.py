@@ -269,7 +269,7 @@ class MultiTaskModule(LightningModule, Host):
         sharpness = self.sharpness
         if self.engine.processes.size > 1:
             self._log_in_step("train")
-        scale = loss_scale(self.trainer, self) if self.has_method else None
+        scale = loss_scale(self.trainer, self)
         passes = self._passes(batch, batch_idx)
         last = self.trainer.is_last_batch
         result = self.engine(self, passes, self.aggregator, sharpness, scale, last)

@@ -345,6 +345,12 @@ def test_an_overflow_in_the_clean_pass(host: str, aggregator: str | None, factor
     spoilt_batch(host, aggregator, "plain", second=False, factor=factor)
 
 
+@pytest.mark.parametrize("factor", [math.inf, 1e36])
+def test_an_overflow_without_a_method(factor: float) -> None:
+    """Plain Lightning skips the step, and so does a module that is trained on the plain sum."""
+    spoilt_batch("module", None, "plain", second=False, factor=factor)
+
+
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("aggregator", ["CAGrad", "GradNorm", "DWA", None])
 def test_an_overflow_before_a_second_pass(host: str, aggregator: str) -> None:

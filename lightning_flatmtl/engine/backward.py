@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
+from lightning_flatmtl.engine.autocast import outside_autocast
 from lightning_flatmtl.engine.blocks import Blocks
 from lightning_flatmtl.engine.hygiene import frozen_buffers
 from lightning_flatmtl.engine.partition import Partition
@@ -35,7 +36,7 @@ class BackwardBlocks(Blocks):
     def _grad(
         self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
     ) -> tuple[Tensor | None, ...]:
-        with frozen_buffers(self._setting.module):
+        with frozen_buffers(self._setting.module), outside_autocast(loss.device):
             loss.backward(retain_graph=retain_graph)  # type: ignore[no-untyped-call]
         gradients = tuple(None if p.grad is None else local_part(p.grad) for p in params)
         for p in self.trainable:
@@ -65,7 +66,8 @@ def observe_by_backward(
     """Note who reaches which parameter by a backward pass of each loss; the graphs stay."""
     with set_aside(params), frozen_buffers(module):
         for task, loss in losses.items():
-            loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
+            with outside_autocast(loss.device):
+                loss.backward(retain_graph=True)  # type: ignore[no-untyped-call]
             partition.note(task, [p for p in params if p.grad is not None])
             for p in params:
                 p.grad = None

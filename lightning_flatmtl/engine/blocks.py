@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_flatmtl.engine.autocast import outside_autocast
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.processes import Processes, RowSums
 from lightning_flatmtl.engine.workspace import Workspace
 
-__all__ = ["Blocks", "Setting", "share_of"]
+__all__ = ["Blocks", "Setting", "share_of", "unscaled"]
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,7 @@ class Blocks:
         scale = self._setting.scale
         if scale is not None:
             loss = loss.float() * scale
-        grads = self._grad(loss, params, retain_graph)
-        if scale is not None:
-            grads = tuple(None if g is None else g.to(scale.dtype) / scale for g in grads)
+        grads = unscaled(self._grad(loss, params, retain_graph), scale)
         pieces: list[Sequence[Tensor | None]] = []
         start = 0
         for layout in layouts:
@@ -136,7 +135,8 @@ class Blocks:
     def _grad(
         self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
     ) -> tuple[Tensor | None, ...]:
-        return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+        with outside_autocast(loss.device):
+            return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
 
     # Columns.
 
@@ -164,6 +164,15 @@ class Blocks:
         views = self.shared.views(direction[: self.shared.numel])
         gradients = [view if r else None for view, r in zip(views, reached, strict=True)]
         return list(self.shared.params), gradients
+
+
+def unscaled(
+    gradients: tuple[Tensor | None, ...], scale: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a loss, given those of the loss times ``scale`` (``None`` for 1)."""
+    if scale is None:
+        return gradients
+    return tuple(None if g is None else g.to(scale.dtype) / scale for g in gradients)
 
 
 def share_of(loss: Tensor, share: float) -> Tensor:

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from lightning_flatmtl.engine.blocks import Blocks, Setting
+from lightning_flatmtl.engine.autocast import outside_autocast
+from lightning_flatmtl.engine.blocks import Blocks, Setting, unscaled
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.partition import reached_parameters
 from lightning_flatmtl.engine.processes import RowSums
@@ -73,6 +74,10 @@ class FeatureBlocks(Blocks):
         self, direction: Tensor, reached: Sequence[bool]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
         views = zip(self.shared.views(direction[: self.shared.numel]), self._features, strict=True)
-        pulls = [view.to(features.dtype) for view, features in views]
-        gradients = torch.autograd.grad(self._features, self._trunk, pulls, allow_unused=True)
-        return list(self._trunk), list(gradients)
+        scale = self._setting.scale
+        # The trunk's backward pass needs the loss scale as much as that of the heads.
+        scaled = ((v if scale is None else v * scale, features) for v, features in views)
+        pulls = [view.to(features.dtype) for view, features in scaled]
+        with outside_autocast(direction.device):
+            gradients = torch.autograd.grad(self._features, self._trunk, pulls, allow_unused=True)
+        return list(self._trunk), list(unscaled(gradients, scale))
