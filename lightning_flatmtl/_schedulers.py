@@ -1,14 +1,26 @@
 """Stepping learning-rate schedulers, which the Trainer leaves out in manual optimization."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import ReduceLROnPlateau as LightningReduceLROnPlateau
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-__all__ = ["SchedulerStepper"]
+__all__ = ["SchedulerCallable", "SchedulerStepper"]
+
+SchedulerCallable = (
+    Callable[[Optimizer], LightningReduceLROnPlateau] | Callable[[Optimizer], LRScheduler]
+)
+"""What makes a scheduler.
+
+The command line tries the types in their order: Lightning's ``ReduceLROnPlateau``, which has a
+``monitor``, is found by its short name before torch's of the same name, which is a LRScheduler.
+"""
 
 _METHOD = "configure_optimizers"
 _DROPPED = ("monitor", "strict", "reduce_on_plateau")

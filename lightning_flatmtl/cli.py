@@ -1,20 +1,41 @@
 """The ``flatmtl`` command: a LightningCLI in which the package's class names are short."""
 
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningCLI
+from lightning.pytorch.utilities import rank_zero_warn
+from typing_extensions import override
 
 # Short class names resolve for what is imported.
 import lightning_flatmtl.aggregators
 import lightning_flatmtl.data
 import lightning_flatmtl.metrics
 import lightning_flatmtl.models  # noqa: F401
+from lightning_flatmtl._cli_errors import (
+    BriefParser,
+    in_full,
+    is_about_settings,
+    refuse_briefly,
+    root_cause,
+)
 from lightning_flatmtl.module import MultiTaskModule
 
 __all__ = ["FlatMTLCLI", "main"]
 
+_DESCRIPTION = (
+    "flatmtl trains one network for several tasks, with PyTorch Lightning. A configuration says "
+    "what the model and the data are; callbacks say how it is trained: an aggregator such as "
+    "CAGrad combines the gradients of the tasks, TaskSAM makes the minima flat for every task. "
+    "Try: flatmtl fit --config examples/multidigits/f_cagrad.yaml"
+)
+
 
 class FlatMTLCLI(LightningCLI):
     """LightningCLI for a :class:`~lightning_flatmtl.MultiTaskModule` and any data module.
+
+    What is wrong with the arguments is said in a line or two, as is what a class says of the
+    values that it is given; with ``FLATMTL_TRACEBACK=1`` in the environment, in full.
 
     Args:
         args: The arguments, as a list or a mapping; those of the command line by default.
@@ -31,15 +52,49 @@ class FlatMTLCLI(LightningCLI):
             seed_everything_default=0,
             # Without a logger's folder for every run, a test would stumble over the fit's file.
             save_config_kwargs={"overwrite": True},
+            parser_kwargs={"description": _DESCRIPTION},
+            parser_class=BriefParser,
             args=args,
             run=run,
         )
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Build everything; what a constructor refuses is said as the constructor says it."""
+        try:
+            super().instantiate_classes()
+        except Exception as error:
+            cause = root_cause(error)
+            if in_full():
+                raise
+            if self.subcommand is not None and is_about_settings(cause):
+                refuse_briefly(str(cause), f"flatmtl {self.subcommand}")
+            if cause is error:
+                raise
+            raise cause from None  # jsonargparse wraps it in what else the value could have been
+
+    def before_predict(self) -> None:
+        """Say it if nothing keeps what is predicted."""
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, BasePredictionWriter) for callback in callbacks):
+            rank_zero_warn(
+                "`flatmtl predict` throws its predictions away: none of the callbacks is a "
+                "BasePredictionWriter. Add one, such as `--trainer.callbacks+="
+                "predictions.SavePredictions` of examples/multidigits/predictions.py."
+            )
 
 
 def main(args: ArgsType = None) -> None:
     """Run ``flatmtl fit|validate|test|predict``.
 
+    A setting that is refused ends the command with status 2 and the reason, without a traceback.
+
     Args:
         args: The arguments; those of the command line by default.
     """
-    FlatMTLCLI(args)
+    try:
+        FlatMTLCLI(args)
+    except MisconfigurationException as error:
+        if in_full():
+            raise
+        refuse_briefly(str(error))

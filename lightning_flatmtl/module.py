@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
@@ -17,6 +17,7 @@ from lightning_flatmtl._host import Host, aggregator_of, loss_scale, processes_o
 from lightning_flatmtl._manual import ManualOptimization
 from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._reports import EpochReports
+from lightning_flatmtl._schedulers import SchedulerCallable
 from lightning_flatmtl._task_metrics import TaskMetrics, log_name
 from lightning_flatmtl._watch import TrainingWatch
 from lightning_flatmtl.aggregators import Aggregator
@@ -127,7 +128,7 @@ class MultiTaskModule(LightningModule, Host):
         encoder: nn.Module | None = None,
         tasks: list[Task] | None = None,
         optimizer: OptimizerCallable = torch.optim.Adam,
-        lr_scheduler: LRSchedulerCallable | None = None,
+        lr_scheduler: SchedulerCallable | None = None,
         lr_scheduler_config: dict[str, Any] | None = None,
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str = "norm",

@@ -2,12 +2,15 @@
 
 import csv
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Callback
+from lightning.pytorch.cli import ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_flatmtl import MultiTaskModule, TaskSAM
@@ -101,7 +104,24 @@ def test_fit_validate_test_predict(folder: Path, capsys: pytest.CaptureFixture[s
         capsys.readouterr()
         main([verb, *common, f"--ckpt_path={checkpoint}"])
         assert f"{stage}/left/accuracy" in capsys.readouterr().out
-    main(["predict", *common, f"--ckpt_path={checkpoint}"])
+    with pytest.warns(UserWarning, match="throws its predictions away"):
+        main(["predict", *common, f"--ckpt_path={checkpoint}"])
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+def test_predictions_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The callback of the examples; the warnings are errors, so none says that they are lost."""
+    monkeypatch.syspath_prepend(str(EXAMPLES[0].parent))
+    monkeypatch.delitem(sys.modules, "predictions", raising=False)
+    writer = ["--trainer.callbacks+=predictions.SavePredictions", "--trainer.callbacks.folder=kept"]
+    main(["predict", "--config=config.yml", *writer])
+    (path,) = (folder / "kept").iterdir()
+    kept = torch.load(path, weights_only=True)
+    assert kept["samples"] == list(range(32))
+    assert {task: list(out.shape) for task, out in kept["outputs"].items()} == {
+        "left": [32, 10],
+        "right": [32, 10],
+    }
 
 
 def test_short_names_and_callables() -> None:
@@ -116,6 +136,22 @@ def test_short_names_and_callables() -> None:
     assert cli.trainer.global_step == 8
     assert group["momentum"] == 0.9
     assert group["lr"] == pytest.approx(0.4 * 0.5**4)
+
+
+def test_a_plateau_is_found_by_its_short_name() -> None:
+    """Torch's has the same name, but brings no monitor; it is found by its full path."""
+    short, full = "ReduceLROnPlateau", "torch.optim.lr_scheduler.ReduceLROnPlateau"
+    of_lightning = ["--model.lr_scheduler.monitor=val/loss", "--model.lr_scheduler.patience=3"]
+    of_torch = ['--model.lr_scheduler_config={"monitor": "val/right/loss"}']
+    for name, more, monitor in (
+        (short, of_lightning, "val/loss"),
+        (full, of_torch, "val/right/loss"),
+    ):
+        cli = build(f"--model.lr_scheduler={name}", *more, config=str(EXAMPLES[0]))
+        config = cli.model.configure_optimizers()["lr_scheduler"]
+        assert isinstance(config["scheduler"], torch.optim.lr_scheduler.ReduceLROnPlateau)
+        assert isinstance(config["scheduler"], ReduceLROnPlateau) == (name == short)
+        assert config["monitor"] == monitor
 
 
 def test_baselines_from_a_file(capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,48 +220,101 @@ def test_help_of_the_model(capsys: pytest.CaptureFixture[str]) -> None:
         assert part in shown
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (["--model.rho=3"], "'rho' is not accepted"),
-        (["--trainer.callbacks+=CAGrd"], "CAGrd"),
-        (["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=big"], "big"),
-        (["--data.train_pair=3"], "train_pair"),
-        (["--nonsense=3"], "nonsense"),
-    ],
-)
-def test_wrong_arguments(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+BAD = "`{}` must be in [0, inf), got -1.0."
+NO_CLASS = "There is no class '{}' known by this short name. Did you mean '{}'?"
+WRONG = [
+    (["--model.rho=3"], "model: MultiTaskModule has no argument 'rho'."),
+    (["--trainer.callbacks+=CAGrd"], "trainer.callbacks: " + NO_CLASS.format("CAGrd", "CAGrad")),
+    (
+        ["--trainer.callbacks+=TaskSam"],
+        "trainer.callbacks: " + NO_CLASS.format("TaskSam", "TaskSAM"),
+    ),
+    (["--model.lr_scheduler=StepR"], "model.lr_scheduler: " + NO_CLASS.format("StepR", "StepLR")),
+    (
+        ["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=big"],
+        "trainer.callbacks.rho: Expected a value of type float, got 'big'.",
+    ),
+    (
+        ["--trainer.max_epochs=many"],
+        "trainer.max_epochs: Expected a value of type int, got 'many'.",
+    ),
+    (
+        ["--data.train_pair=3"],
+        "data: MultiDigits has no argument 'train_pair'. Did you mean 'train_pairs'?",
+    ),
+    (["--nonsense=3"], "unrecognized arguments: --nonsense=3"),
+    (["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=-1"], BAD.format("rho")),
+    (["--model.gradient_clip_val=-1"], BAD.format("gradient_clip_val")),
+    (["--model.baselines=nowhere.yaml"], "There is no file of baselines at 'nowhere.yaml'."),
+    (
+        ["--trainer.gradient_clip_val=1.0"],
+        "MultiTaskModule expects `gradient_clip_val` as an argument of its own, got "
+        "Trainer(gradient_clip_val=1.0). Write MultiTaskModule(..., gradient_clip_val=1.0) "
+        "instead.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG, ids=[args[-1] for args, _ in WRONG])
+def test_the_last_line_of_an_error_is_its_reason(
+    args: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--config=config.yml", *args])
     assert stopped.value.code == 2
-    assert message in capsys.readouterr().err
+    *above, hint, last = capsys.readouterr().err.splitlines()
+    assert last == f"error: {message}"
+    assert "--help` lists the arguments; FLATMTL_TRACEBACK=1" in hint
+    # Lightning may say which seed and devices it takes, before a constructor refuses.
+    assert len(above) <= 5
+    assert not any("Traceback" in line or "usage:" in line for line in above)
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (
-            ["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=-1"],
-            "`rho` must be in [0, inf), got -1",
-        ),
-        (
-            ["--model.gradient_clip_val=-1"],
-            "`gradient_clip_val` must be in [0, inf), got -1",
-        ),
-        (
-            ["--model.baselines=nowhere.yaml"],
-            "There is no file of baselines at 'nowhere.yaml'",
-        ),
-    ],
-)
-def test_values_out_of_bounds(args: list[str], message: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(message)):
-        main(["fit", "--config=config.yml", *args])
-
-
-def test_settings_of_the_trainer() -> None:
+def test_the_traceback_is_there_for_those_who_ask(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FLATMTL_TRACEBACK", "1")
+    wrong = ["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=-1"]
+    with pytest.raises(ValueError, match="Union subtypes") as raised:
+        main(["fit", "--config=config.yml", *wrong])
+    assert str(raised.value.__cause__) == BAD.format("rho")
     with pytest.raises(MisconfigurationException, match="`gradient_clip_val` as an argument of"):
         main(["fit", "--config=config.yml", "--trainer.gradient_clip_val=1.0"])
+    with pytest.raises(SystemExit):
+        main(["fit", "--config=config.yml", "--trainer.callbacks+=TaskSam"])
+    assert "usage: flatmtl" in capsys.readouterr().err
+
+
+class Broken(Callback):
+    """Its constructor has a fault of its own."""
+
+    def __init__(self) -> None:
+        raise KeyError("a fault")
+
+
+def test_from_python_the_reason_is_raised() -> None:
+    """So is a fault in the code of a constructor, which the command line is not to hide either."""
+    with pytest.raises(ValueError, match=re.escape(BAD.format("rho"))):
+        build("--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=-1")
+    with pytest.raises(KeyError, match="a fault"):
+        main(["fit", "--config=config.yml", "--trainer.callbacks+=tests.test_cli.Broken"])
+
+
+def test_an_error_of_the_training_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: Any) -> None:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr(MultiTaskModule, "on_train_start", fault)
+    with pytest.raises(ValueError, match="a fault"):
+        main(["fit", "--config=config.yml"])
+
+
+def test_the_help_says_what_flatmtl_is(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "flatmtl trains one network for several tasks" in shown
+    assert "Lightning Trainer command line tool" not in shown
 
 
 @pytest.mark.filterwarnings("ignore:.*configure_optimizers` will be overridden")
