@@ -185,6 +185,7 @@ class MultiTaskModule(LightningModule, Host):
         self._labels: dict[str, int] = {}  # how many samples of the batch have one, by task
         self.second_pass = False
         self.last_step = None
+        self._latest: tuple[Any, int] | None = None  # a batch that the aggregator looks at again
         self.start_fit()
 
     # What the model is: override these to change less than everything.
@@ -272,6 +273,8 @@ class MultiTaskModule(LightningModule, Host):
             self._log_in_step("train")
         scale = loss_scale(self.trainer, self)
         passes = self._passes(batch, batch_idx)
+        if self.aggregator is not None and self.aggregator.looks_again:
+            self._latest = batch, batch_idx
         last = self.trainer.is_last_batch
         result = self.engine(self, passes, self.aggregator, sharpness, scale, last)
         self._manual.optimize(self, result, batch_idx)
@@ -279,6 +282,8 @@ class MultiTaskModule(LightningModule, Host):
         if result is None:
             self.watch.skip()
             return None
+        if self.aggregator is not None and not self.tasks:
+            self.aggregator.note_tasks(result.losses, whole=last)
         self.watch.after_step(result, self.engine.partition, self, sharpness)
         self._log_losses("train", result.losses, batch)
         return {"loss": result.total, "losses": result.losses}
@@ -328,11 +333,12 @@ class MultiTaskModule(LightningModule, Host):
     def losses_again(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The losses of a batch at the parameters as they are now, for callbacks.
 
-        No gradients, and no trace in buffers, metrics, logs and random streams.
+        Without graphs, and without a trace in buffers, metrics, logs and random streams.
         """
-        passes = self._passes(batch, batch_idx)
+        passes = self._passes(*(self._latest or (batch, batch_idx)))
         precision = self.trainer.precision_plugin
-        with torch.no_grad(), passes.repeating(), precision.forward_context():
+        # With gradients: the losses of an energy or a PINN differentiate inside.
+        with torch.enable_grad(), passes.repeating(), precision.forward_context():
             return self.engine.means(passes)
 
     @property
@@ -368,6 +374,7 @@ class MultiTaskModule(LightningModule, Host):
         self.engine.processes.close()
         self.engine = MultiTaskStep(self.engine.partition)
         self._method = (None, None)
+        self._latest = None
 
     def declare_partition(self) -> None:
         """Begin with the parameters that the module declares; called once they all exist."""
@@ -404,13 +411,19 @@ class MultiTaskModule(LightningModule, Host):
         if self._overrides("losses"):
             remember = self._compiler_ctx is None
             return WholePasses(
-                lambda: self.losses(batch, batch_idx),
+                lambda: self._admitted(self.losses(batch, batch_idx)),
                 self,
                 self._muted,
                 remember,
                 lambda task: self._samples(batch, task),
             )
         return self._composed(batch)
+
+    def _admitted(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The losses of a step, whose tasks a loaded state knows."""
+        if self.aggregator is not None and not self.tasks:
+            self.aggregator.admit(losses)
+        return losses
 
     def _composed(self, batch: Any) -> ComposedPasses:
         own_form = self._overrides("encode") and self._overrides("task_loss")

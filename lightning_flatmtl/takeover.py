@@ -107,6 +107,8 @@ class TakeOver:
             if not self.second_pass:
                 outputs = given
                 self._declare_heads(found)
+                if self.aggregator is not None:
+                    self.aggregator.admit(found)
             return found
 
         result = self.engine(
@@ -126,13 +128,15 @@ class TakeOver:
         if result is None:
             self.watch.skip()
             return None
+        if self.aggregator is not None:
+            self.aggregator.note_tasks(result.losses, whole=self._trainer.is_last_batch)
         self.watch.after_step(result, self.engine.partition, self._module, self.sharpness)
         return self._outputs(outputs, result)
 
     def losses_again(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """The losses of the latest batch at the parameters as they are now, for callbacks.
 
-        No gradients, and no trace in buffers, metrics, logs and random streams.
+        Without graphs, and without a trace in buffers, metrics, logs and random streams.
         """
         args, kwargs = self._arguments
         outputs: Any = None
@@ -146,7 +150,8 @@ class TakeOver:
             losses, self._module, self._muted, count=lambda task: _count(outputs, task)
         )
         precision = self._trainer.precision_plugin
-        with torch.no_grad(), passes.repeating(), precision.forward_context():
+        # With gradients: the step of an energy or a PINN differentiates inside.
+        with torch.enable_grad(), passes.repeating(), precision.forward_context():
             return self.engine.means(passes)
 
     def before_zero_grad(self) -> None:

@@ -1,19 +1,23 @@
 """The door that every aggregator stands behind, and the two kinds that need one method only."""
 
 import math
+import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from typing import Any, final, get_args
 
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from typing_extensions import override
 
+from lightning_flatmtl._host import Host
 from lightning_flatmtl._method import MethodCallback
+from lightning_flatmtl.aggregators._loaded_tasks import LoadedTasks
 from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
 from lightning_flatmtl.engine.gradients import Part, Sees, weighted_rows
 
@@ -29,7 +33,12 @@ class Aggregator(MethodCallback, ABC):
 
     A new method overrides :meth:`aggregate`, or, simpler, derives from :class:`GramAggregator` (it
     needs the inner products of the gradients only) or :class:`LossWeighting` (it needs the losses
-    only). The base has checked shapes and values before any of them is called.
+    only). The base has checked shapes and values before any of them is called. One that learns
+    also overrides :meth:`get_state`, :meth:`set_state` and :meth:`reset`.
+
+    What a method has learned belongs to the fit that it was learned in: a fit of another module or
+    by another Trainer starts afresh, unless it resumes from a checkpoint or the state was loaded by
+    :meth:`load_state_dict`. A Trainer that fits the same module further goes on.
     """
 
     role = "Aggregator"
@@ -44,7 +53,22 @@ class Aggregator(MethodCallback, ABC):
     """Whether the latest optimizer step was skipped for an overflow."""
 
     _tasks: tuple[str, ...] | None = None
-    """The tasks of the module in training, in their order."""
+    """The tasks of the module in training: those it declares, else those that have come so far."""
+
+    _whole = True
+    """Whether ``_tasks`` are all there are: they are declared, or an epoch has gone by."""
+
+    _loaded: LoadedTasks | None = None
+    """The tasks of the loaded state, to be compared with those that come."""
+
+    _fit: tuple[weakref.ref[Trainer], weakref.ref[LightningModule]] | None = None
+    """Who is trained, or was last."""
+
+    _in_run = False
+    """Whether a Trainer is between its setup and its teardown."""
+
+    _given = False
+    """Whether a state was loaded by hand, for the fit to come."""
 
     @property
     def needs_gradients(self) -> bool:
@@ -165,32 +189,105 @@ class Aggregator(MethodCallback, ABC):
     def set_state(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`get_state`."""
 
+    def reset(self) -> None:
+        """Forget everything learned and start afresh, as if made anew.
+
+        A Trainer does this where a fit begins; whoever calls the aggregator by hand does it between
+        two trainings. A method with a state overrides it, and calls it on ``super()``.
+        """
+        self._last = None
+        self._before_step = None
+        self._skipped = False
+        self._loaded = None
+
     @final
     @override
     def state_dict(self) -> dict[str, Any]:
         state = self.get_state()
-        return {"tasks": list(self._tasks or ()), **state} if state else {}
+        if not state:
+            return {}
+        return {"tasks": list(self._tasks or ()), "whole": self._whole, **state}
 
     @final
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         state = dict(state_dict)
-        saved = state.pop("tasks", [])
-        if saved and self._tasks and sorted(saved) != sorted(self._tasks):
-            raise ValueError(
-                f"The saved state of {type(self).__name__} is that of the tasks {saved}, got the "
-                f"tasks {list(self._tasks)}. Load it with the same tasks, or begin a new run from "
-                "the weights alone."
-            )
+        loaded = LoadedTasks(
+            type(self).__name__, state.pop("tasks", []), whole=state.pop("whole", True)
+        )
+        loaded.refuse_others(self._tasks)
         if state:
             self.set_state(state)
+        self._loaded = loaded
+        self._given = not self._in_run
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         super().setup(trainer, pl_module, stage)
-        self._tasks = tuple(str(task) for task in getattr(pl_module, "tasks", ()))
+        self._in_run = True
         self._before_step = None
         self._skipped = False
+        if stage == "fit":
+            self._begin_fit(trainer, pl_module)
+
+    def _begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
+        """Forget what was learned in a fit of others, and know the tasks of this one."""
+        same = self._fit is not None and (self._fit[0](), self._fit[1]()) == (trainer, module)
+        if not same and not self._given:
+            self._refuse_lasting_state()
+            self.reset()
+        self._given = False
+        self._fit = weakref.ref(trainer), weakref.ref(module)
+        declared = getattr(module, "tasks", ()) if isinstance(module, Host) else ()
+        if declared or not same:
+            self._tasks = tuple(str(task) for task in declared)
+            self._whole = bool(declared)
+        if self._loaded is not None:
+            self._loaded.refuse_others(self._tasks)
+
+    def _refuse_lasting_state(self) -> None:
+        kind = type(self)
+        if self._fit is None or kind.reset is not Aggregator.reset or not self.get_state():
+            return
+        raise MisconfigurationException(
+            f"{kind.__name__} still has the state of an earlier fit, and no `reset` to forget it. "
+            f"Override `reset`, or make a new {kind.__name__} for every fit."
+        )
+
+    # Tasks of a module that declares none are known from its losses.
+
+    def admit(self, tasks: Iterable[str]) -> None:
+        """Refuse tasks of a batch that the loaded state does not know.
+
+        Raises:
+            ValueError: If there are any and all tasks were known when the state was saved.
+        """
+        if self._loaded is not None:
+            self._loaded.admit(tasks)
+
+    def note_tasks(self, tasks: Iterable[str], *, whole: bool) -> None:
+        """Note the tasks of a step of a module that declares none.
+
+        Args:
+            tasks: The tasks that any process has.
+            whole: Whether an epoch ends here, so that all tasks have been seen.
+        """
+        self._tasks = tuple(dict.fromkeys((*(self._tasks or ()), *tasks)))
+        self._whole = self._whole or whole
+        if whole and self._loaded is not None:
+            self._loaded.tell_missing(self._tasks)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        super().teardown(trainer, pl_module, stage)
+        self._in_run = False
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        super().on_exception(trainer, pl_module, exception)
+        self._in_run = False
 
     # An overflow under loss scaling skips the optimizer step; then nothing has been learned here.
 
@@ -210,6 +307,11 @@ class Aggregator(MethodCallback, ABC):
         self._skipped = _scaled(trainer) and not _finite_gradients(optimizer)
         if self._skipped and self._before_step is not None and self._before_step[1]:
             self.set_state(deepcopy(self._before_step[1]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy has been in no fit.
+        state = super().__getstate__()
+        return {k: v for k, v in state.items() if k not in ("_fit", "_in_run")}
 
     def _repr_arguments(self) -> dict[str, Any]:
         """The constructor's arguments, for :func:`repr`."""

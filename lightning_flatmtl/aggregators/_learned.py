@@ -40,6 +40,12 @@ class LearnedScalars:
         self._optimizers: dict[str, torch.optim.Adam] = {}
         self._pending: dict[str, list[float]] = {}
 
+    def reset(self) -> None:
+        """Forget all tasks, their moments and the gradients noted."""
+        self._scalars.clear()
+        self._optimizers.clear()
+        self._pending.clear()
+
     def values(self, tasks: tuple[str, ...]) -> Tensor:
         """The scalars of ``tasks``, shape ``[m]``."""
         return torch.stack([self._get(task).detach() for task in tasks])
@@ -82,9 +88,7 @@ class LearnedScalars:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from :meth:`state_dict`."""
-        self._scalars.clear()
-        self._optimizers.clear()
-        self._pending.clear()
+        self.reset()
         for task, entry in state.items():
             self._enter(task, entry["value"])
             scalar = self._scalars[task]
@@ -125,6 +129,11 @@ class LearnedWeights(Aggregator):
         super().on_before_optimizer_step(trainer, pl_module, optimizer)
         if not self._skipped:
             self.step()
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self._scalars.reset()
 
     @override
     def get_state(self) -> dict[str, Any]:

@@ -27,6 +27,11 @@ class RandomAggregator(Aggregator):
         self._generator = torch.Generator(device="cpu").manual_seed(seed)
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        self._generator.manual_seed(self.seed)
+
+    @override
     def get_state(self) -> dict[str, Any]:
         return {"generator": self._generator.get_state()}
 

@@ -89,6 +89,11 @@ class DBMTL(Aggregator):
         return [kept[task] for task in gradients.tasks]
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        self._averages.clear()
+
+    @override
     def get_state(self) -> dict[str, Any]:
         if self.beta == 0:
             return {}

@@ -69,7 +69,14 @@ class DynamicWeightAverage(LossWeighting):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
         self.end_epoch()
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self._sums.clear()
+        self._means.clear()
 
     @override
     def get_state(self) -> dict[str, Any]:

@@ -91,6 +91,13 @@ class ExcessMTL(Aggregator):
         return torch.where(total > 0, square / total.sqrt(), 0.0).sum()
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        self._log_weights.clear()
+        self._first.clear()
+        self._squares.clear()
+
+    @override
     def get_state(self) -> dict[str, Any]:
         return {
             "log_weights": dict(self._log_weights),

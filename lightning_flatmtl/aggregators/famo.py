@@ -22,8 +22,8 @@ class FAMO(LearnedWeights, LossWeighting):
     `arXiv:2306.03792 <https://arxiv.org/abs/2306.03792>`_: the weights, heads included, are
     :math:`w_i = c\, z_i / L_i` with :math:`z = \mathrm{softmax}(\xi)` and :math:`c = 1 / \sum_j
     (z_j / L_j)`. After the optimizer's step the losses of the same batch are computed once more,
-    without gradients, and :math:`\xi` moves so that the task whose logarithm of the loss fell least
-    counts more. Costs one forward pass a step. The losses must be positive.
+    and :math:`\xi` moves so that the task whose logarithm of the loss fell least counts more. Costs
+    one forward pass a step. The losses must be positive.
 
     If all :math:`g_i = g`, the direction is :math:`g`.
 
@@ -77,6 +77,11 @@ class FAMO(LearnedWeights, LossWeighting):
         self.step()
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        self._steps = 0
+
+    @override
     def get_state(self) -> dict[str, Any]:
         return {**super().get_state(), "steps": self._steps}
 
@@ -91,10 +96,12 @@ class FAMO(LearnedWeights, LossWeighting):
     ) -> None:
         stepped = trainer.global_step != self._steps
         self._steps = trainer.global_step
-        before: dict[str, Tensor] = (outputs or {}).get("losses", {})
+        host = host_of(pl_module)
+        # Not from `outputs`, which are whatever an override of `training_step` returns.
+        before = {} if host.last_step is None else host.last_step.losses
         if not stepped or not before or self._skipped:
             return
-        after = host_of(pl_module).losses_again(batch, batch_idx)
+        after = host.losses_again(batch, batch_idx)
         tasks = tuple(before)
         self.update(
             tasks,

@@ -86,6 +86,11 @@ class GradNorm(LearnedWeights):
         self._scalars.accumulate(gradients.tasks, of_z)
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        self._first.clear()
+
+    @override
     def get_state(self) -> dict[str, Any]:
         return {**super().get_state(), "first": dict(self._first)}
 

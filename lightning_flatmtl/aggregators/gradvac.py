@@ -71,6 +71,11 @@ class GradVac(RandomAggregator, GramAggregator):
         return result.weights
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        self._targets.clear()
+
+    @override
     def get_state(self) -> dict[str, Any]:
         targets = {p: {i: dict(r) for i, r in t.items()} for p, t in self._targets.items()}
         return {**super().get_state(), "targets": targets}

@@ -102,6 +102,12 @@ class NashMTL(GramAggregator):
         return None if shares is None else len(tasks) * shares
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        self._kept.clear()
+        self._age.clear()
+
+    @override
     def get_state(self) -> dict[str, Any]:
         if self.update_interval == 1:
             return {}

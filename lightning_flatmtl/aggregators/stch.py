@@ -90,7 +90,14 @@ class STCH(LossWeighting):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
         self.end_epoch()
+
+    @override
+    def reset(self) -> None:
+        super().reset()
+        self._epoch = 0
+        self._sums.clear()
 
     @override
     def get_state(self) -> dict[str, Any]:

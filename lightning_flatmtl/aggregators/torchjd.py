@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import Aggregator
+from lightning_flatmtl.aggregators._torchjd_state import TorchJDState
 from lightning_flatmtl.engine import TaskGradients
 
 __all__ = ["TorchJD"]
@@ -20,7 +21,9 @@ class TorchJD(Aggregator):
 
     ``TorchJD(torchjd.aggregation.UPGrad())`` computes with TorchJD's own solver, conventions and
     tolerances. Loss part and flat part are given a copy of the aggregator each, so that one with a
-    state keeps two; what it declares in its ``state_dict`` is saved with the run, nothing else.
+    state keeps two. What its ``reset`` forgets is saved with the run and restored, as long as it is
+    made of tensors and numbers; that of TorchJD's ``NashMTL`` is not, so it starts afresh with a
+    warning. Random numbers are those of the global generator, as in TorchJD.
 
     Args:
         aggregator: An instance of a class of ``torchjd.aggregation``.
@@ -44,23 +47,27 @@ class TorchJD(Aggregator):
             )
         self.aggregator = aggregator
         self._of_part = {"loss": aggregator, "flat": copy.deepcopy(aggregator)}
+        self._states = {part: TorchJDState(theirs) for part, theirs in self._of_part.items()}
 
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
-        with torch.no_grad(), torch.autocast(gradients.jacobian.device.type, enabled=False):
-            direction: Tensor = self._of_part[gradients.part](gradients.jacobian)
+        jacobian = gradients.jacobian
+        self._states[gradients.part].meet(jacobian.device)
+        with torch.no_grad(), torch.autocast(jacobian.device.type, enabled=False):
+            direction: Tensor = self._of_part[gradients.part](jacobian)
         return direction.detach()
 
     @override
+    def reset(self) -> None:
+        super().reset()
+        for state in self._states.values():
+            state.reset()
+
+    @override
     def get_state(self) -> dict[str, Any]:
-        states = {part: theirs.state_dict() for part, theirs in self._of_part.items()}
-        return states if any(states.values()) else {}
+        return {part: state.get() for part, state in self._states.items() if state.exists}
 
     @override
     def set_state(self, state: dict[str, Any]) -> None:
-        for part, theirs in self._of_part.items():
-            for name, value in state[part].items():
-                # Some make their buffers in the first call; what is not there cannot be loaded.
-                owner, _, buffer = name.rpartition(".")
-                theirs.get_submodule(owner)._buffers[buffer] = value.clone()
-            theirs.load_state_dict(state[part])
+        for part, own in self._states.items():
+            own.set(state[part])

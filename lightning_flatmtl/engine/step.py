@@ -120,10 +120,11 @@ class MultiTaskStep:
     def means(self, passes: Passes) -> dict[str, Tensor]:
         """The losses of a batch, each the mean over the samples of all processes.
 
-        To be asked for in all processes, of a batch whose tasks they have agreed on before.
+        To be asked for in all processes, of a batch whose tasks they have agreed on before. They
+        come without their graphs.
         """
         losses = {
-            task: loss.to(torch.promote_types(loss.dtype, torch.float32))
+            task: loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
             for task, loss in passes.clean().items()
         }
         if self.processes.size == 1:
