@@ -19,7 +19,12 @@ from lightning_flatmtl._host import Host
 from lightning_flatmtl._method import MethodCallback
 from lightning_flatmtl.aggregators._loaded_tasks import LoadedTasks
 from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
-from lightning_flatmtl.engine.gradients import Part, Sees, weighted_rows
+from lightning_flatmtl.engine.combination import (
+    refuse_infinite_direction,
+    refuse_infinite_weights,
+    weighted_rows,
+)
+from lightning_flatmtl.engine.gradients import Part, Sees
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
 
@@ -124,7 +129,8 @@ class Aggregator(MethodCallback, ABC):
 
         Raises:
             ValueError: If a shape is wrong.
-            NonFiniteError: If an entry is NaN or infinite; the message names the task.
+            NonFiniteError: If an entry is NaN or infinite, or the direction would be; the message
+                names the task.
         """
         if not isinstance(jacobian, Tensor) or jacobian.ndim != 2 or len(jacobian) == 0:
             got = list(jacobian.shape) if isinstance(jacobian, Tensor) else type(jacobian).__name__
@@ -157,9 +163,11 @@ class Aggregator(MethodCallback, ABC):
             if part == "loss" or self._last is None or self._last[0] != names:
                 self._last = names, self.loss_weights(names, values)
             weights = self._last[1]
-            return self.aggregate(
-                TaskGradients(jacobian.detach(), gram, names, values, weights, part)
-            )
+            refuse_infinite_weights(weights, names, self)
+            shown = TaskGradients(jacobian.detach(), gram, names, values, weights, part)
+            direction = self.aggregate(shown)
+            refuse_infinite_direction(bool(direction.isfinite().all()), shown, self)
+            return direction
 
     @abstractmethod
     def aggregate(self, gradients: TaskGradients) -> Tensor:
@@ -377,7 +385,7 @@ class GramAggregator(Aggregator):
     @final
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
-        return weighted_rows(self.row_weights(gradients), gradients.jacobian)
+        return weighted_rows(self.row_weights(gradients), gradients, self)
 
 
 class LossWeighting(Aggregator):
@@ -410,4 +418,4 @@ class LossWeighting(Aggregator):
     @final
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
-        return weighted_rows(self.row_weights(gradients), gradients.jacobian)
+        return weighted_rows(self.row_weights(gradients), gradients, self)

@@ -2,6 +2,9 @@
 
 from torch import Tensor
 
+_LEAST = 1e-300
+"""Where float64 ends, so do the inverses of losses: those below count as this."""
+
 __all__ = ["given", "positive"]
 
 
@@ -17,7 +20,7 @@ def given(method: object, losses: Tensor | None) -> Tensor:
 
 
 def positive(method: object, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-    """The losses, all above zero.
+    """The losses, all so far above zero that they have an inverse.
 
     Raises:
         ValueError: If there are none, or one is not positive; the message names the task.
@@ -29,4 +32,4 @@ def positive(method: object, tasks: tuple[str, ...], losses: Tensor | None) -> T
                 f"{method!r} needs positive losses, got {loss} for task '{task}'. Add a constant "
                 "to that loss, or use a method that does not look at losses."
             )
-    return losses
+    return losses.clamp(min=_LEAST)

@@ -1,5 +1,6 @@
 """Dual balancing: logarithms of the losses, gradients of one length."""
 
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -9,7 +10,8 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients, gram_matrix
-from lightning_flatmtl.engine.gradients import Sees, weighted_rows
+from lightning_flatmtl.engine.combination import scaled, weighted_rows
+from lightning_flatmtl.engine.gradients import Sees
 
 __all__ = ["DBMTL"]
 
@@ -69,10 +71,11 @@ class DBMTL(Aggregator):
     def aggregate(self, gradients: TaskGradients) -> Tensor:
         weights = self.row_weights(gradients)
         if weights is not None:
-            return weighted_rows(weights, gradients.jacobian)
+            return weighted_rows(weights, gradients, self)
         averages = torch.stack(self._move(gradients))
-        norms = gram_matrix(averages).diagonal().sqrt().cpu()
-        return weighted_rows(_balance(norms), averages).to(gradients.jacobian.dtype)
+        shown = replace(gradients, jacobian=averages, gram=gram_matrix(averages).cpu())
+        weights = _balance(shown.gram.diagonal().sqrt())
+        return weighted_rows(weights, shown, self).to(gradients.jacobian.dtype)
 
     def _move(self, gradients: TaskGradients) -> list[Tensor]:
         kept = self._averages.setdefault(gradients.part, {})
@@ -80,12 +83,12 @@ class DBMTL(Aggregator):
         for task, row, weight in zip(
             gradients.tasks, gradients.jacobian, gradients.loss_weights.tolist(), strict=True
         ):
-            scaled = row.to(torch.promote_types(row.dtype, torch.float32)) * weight
+            new = scaled(row.to(torch.promote_types(row.dtype, torch.float32)), weight)
             old = kept.get(task)
             # An average of another length belongs to other trainable parameters: begin anew.
-            if old is not None and old.shape == scaled.shape:
-                scaled = torch.lerp(scaled, old.to(scaled), self.beta)
-            kept[task] = scaled
+            if old is not None and old.shape == new.shape:
+                new = torch.lerp(new, old.to(new), self.beta)
+            kept[task] = new
         return [kept[task] for task in gradients.tasks]
 
     @override

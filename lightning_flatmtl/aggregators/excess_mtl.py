@@ -9,7 +9,8 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.gradients import weighted_rows
+from lightning_flatmtl.engine.combination import weighted_rows
+from lightning_flatmtl.engine.gram import wide_type
 
 __all__ = ["ExcessMTL"]
 
@@ -46,8 +47,8 @@ class ExcessMTL(Aggregator):
         self._log_weights: dict[str, float] = {}
         self._first: dict[str, float] = {}
         """By task: the first estimate of its excess risk."""
-        self._squares: dict[str, Tensor] = {}
-        """By task: the sums of the squared gradients."""
+        self._roots: dict[str, Tensor] = {}
+        """By task: the roots of the sums of squared gradients; the sums may leave float32."""
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
@@ -63,7 +64,7 @@ class ExcessMTL(Aggregator):
 
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
-        return weighted_rows(self.row_weights(gradients), gradients.jacobian)
+        return weighted_rows(self.row_weights(gradients), gradients, self)
 
     def _learn(self, gradients: TaskGradients) -> None:
         excess = torch.stack(
@@ -80,15 +81,13 @@ class ExcessMTL(Aggregator):
                 self._log_weights[task] = self._log_weights.get(task, 0.0) + step
 
     def _excess(self, task: str, row: Tensor) -> Tensor:
-        square = row.to(torch.promote_types(row.dtype, torch.float32)).square()
-        kept = self._squares.get(task)
-        # Sums of another length belong to other trainable parameters: begin anew.
-        if kept is not None and kept.shape == square.shape:
-            total = kept.to(square).add_(square)
-        else:
-            total = square.clone()
-        self._squares[task] = total
-        return torch.where(total > 0, square / total.sqrt(), 0.0).sum()
+        size = row.to(torch.promote_types(row.dtype, torch.float32)).abs()
+        kept = self._roots.get(task)
+        # Roots of another length belong to other trainable parameters: begin anew.
+        same = kept is not None and kept.shape == size.shape
+        self._roots[task] = root = kept.to(size).hypot(size) if same and kept is not None else size
+        share = torch.where(root > 0, size / root, 0.0)
+        return (size.to(wide_type(size.device)) * share).sum()
 
     @override
     def reset(self) -> None:
@@ -102,10 +101,10 @@ class ExcessMTL(Aggregator):
         return {
             "log_weights": dict(self._log_weights),
             "first": dict(self._first),
-            "squares": {task: kept.clone() for task, kept in self._squares.items()},
+            "roots": {task: kept.clone() for task, kept in self._roots.items()},
         }
 
     @override
     def set_state(self, state: dict[str, Any]) -> None:
         self._log_weights, self._first = dict(state["log_weights"]), dict(state["first"])
-        self._squares = {task: kept.clone() for task, kept in state["squares"].items()}
+        self._roots = {task: kept.clone() for task, kept in state["roots"].items()}

@@ -10,7 +10,8 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.gradients import Sees, weighted_rows
+from lightning_flatmtl.engine.combination import weighted_rows
+from lightning_flatmtl.engine.gradients import Sees
 
 __all__ = ["GradNorm"]
 
@@ -71,7 +72,7 @@ class GradNorm(LearnedWeights):
 
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
-        return weighted_rows(self.row_weights(gradients), gradients.jacobian)
+        return weighted_rows(self.row_weights(gradients), gradients, self)
 
     def _learn(self, gradients: TaskGradients, weights: Tensor) -> None:
         assert gradients.losses is not None

@@ -73,7 +73,7 @@ class STCH(LossWeighting):
         reference = torch.tensor([total / count for total, count in sums], dtype=torch.float64)
         powers = self._preference.of(tasks)
         powers = torch.ones(len(tasks), dtype=torch.float64) if powers is None else powers
-        share = (powers * (values / reference).log() / self.mu).softmax(dim=0)
+        share = (powers * (values.log() - reference.log()) / self.mu).softmax(dim=0)
         return len(tasks) * powers * share / values
 
     def _note(self, wanted: list[str], tasks: tuple[str, ...], values: Tensor) -> None:

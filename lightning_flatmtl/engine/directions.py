@@ -8,8 +8,13 @@ import torch
 from torch import Tensor
 
 from lightning_flatmtl.engine.blocks import Blocks, Setting
+from lightning_flatmtl.engine.combination import (
+    refuse_infinite_direction,
+    scaled,
+    weighted_rows,
+)
 from lightning_flatmtl.engine.features import FeatureBlocks
-from lightning_flatmtl.engine.gradients import Aggregation, Part, TaskGradients, weighted_rows
+from lightning_flatmtl.engine.gradients import Aggregation, Part, TaskGradients
 from lightning_flatmtl.engine.jacobian import Gradients
 from lightning_flatmtl.engine.measures import Measures
 from lightning_flatmtl.engine.result import StepResult
@@ -71,6 +76,7 @@ def aggregate_onto(
 
     Raises:
         ValueError: If the aggregator looks at more than the processes can bring together.
+        NonFiniteError: If the direction is NaN or infinite.
     """
     processes, columns = blocks.processes, blocks.shared.numel
     sees = "matrix" if processes.size == 1 else aggregation.sees
@@ -84,16 +90,23 @@ def aggregate_onto(
     if sees == "columns":
         kept = processes.columns(blocks.width)
         part = replace(part, columns=kept, width=columns)
-        direction[kept] += aggregation.aggregate(part) * processes.size
+        found = aggregation.aggregate(part) * processes.size
+        infinite = processes.sum_on_host((~found.isfinite().all()).double().cpu())
+        refuse_infinite_direction(not infinite, part, aggregation)
+        direction[kept] += found
         return
     if sees == "matrix" and processes.size > 1:
         part = replace(part, jacobian=processes.gather(part.jacobian))
     part = replace(part, jacobian=part.jacobian[:, :columns])
     weights = aggregation.row_weights(part)
     if weights is not None:
-        weighted_rows(weights * processes.gain, gradients.shared, onto=direction)
+        weighted_rows(
+            weights, part, aggregation, gradients.shared, onto=direction, gain=processes.gain
+        )
     else:
-        direction[:columns] += aggregation.aggregate(part)
+        found = aggregation.aggregate(part)
+        refuse_infinite_direction(bool(found.isfinite().all()), part, aggregation)
+        direction[:columns] += found
 
 
 def to_be_skipped(
@@ -141,7 +154,7 @@ def surrogate(
     for i, (task, head) in enumerate(blocks.heads.items()):
         factor = processes.gain * (1.0 if weights is None else weights[i].item())
         params += head.params
-        gradients += head.views(heads[task] if factor == 1.0 else heads[task] * factor)
+        gradients += head.views(heads[task] if factor == 1.0 else scaled(heads[task], factor))
     untouched: list[Tensor] = []
     if processes.size > 1 and not processes.sharded:
         # Data-parallel training waits for a gradient of every parameter.

@@ -88,19 +88,3 @@ class SumOfLosses:
 
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> None:
         """No weights."""
-
-
-def weighted_rows(weights: Tensor, jacobian: Tensor, onto: Tensor | None = None) -> Tensor:
-    """``weights @ jacobian`` in the precision of the rows, whatever autocast says.
-
-    Args:
-        weights: Shape ``[m]``.
-        jacobian: Shape ``[m, d]``.
-        onto: A vector ``[d]`` to add the result to, in place; a new one by default.
-    """
-    with torch.no_grad(), torch.autocast(jacobian.device.type, enabled=False):
-        wide = torch.promote_types(jacobian.dtype, torch.float32)
-        weights = weights.to(jacobian.device, wide)
-        if onto is None:
-            return torch.mv(jacobian.T.to(wide), weights).to(jacobian.dtype)
-        return onto.addmv_(jacobian.T, weights)

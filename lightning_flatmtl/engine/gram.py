@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["gram_matrix", "squared_norms"]
+__all__ = ["column_blocks", "gram_matrix", "squared_norms", "wide_type"]
 
 _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
 """Entries that are widened to float64 at a time: what a CPU cache holds, what feeds a GPU."""
 
 
-def _wide(device: torch.device) -> torch.dtype:
+def wide_type(device: torch.device) -> torch.dtype:
     """Float64 where the device has it; Apple's MPS has not."""
     return torch.float32 if device.type == "mps" else torch.float64
 
@@ -36,13 +36,13 @@ def gram_matrix(jacobian: Tensor) -> Tensor:
                 [ 4.,  1.]], dtype=torch.float64)
     """
     m = len(jacobian)
-    wide = _wide(jacobian.device)
+    wide = wide_type(jacobian.device)
     with torch.autocast(jacobian.device.type, enabled=False):
         if jacobian.dtype == wide:
             gram = jacobian @ jacobian.T
         else:
             gram = torch.zeros(m, m, dtype=wide, device=jacobian.device)
-            for block in _blocks(jacobian, m):
+            for block in column_blocks(jacobian):
                 widened = block.to(wide)
                 gram.addmm_(widened, widened.T)
     return gram.to(torch.float64) if wide != torch.float64 else gram
@@ -56,7 +56,7 @@ def squared_norms(rows: Tensor, scale: Tensor | None = None) -> Tensor:
         ``[m]``, float64, on the device of ``rows``.
     """
     m = len(rows)
-    wide = _wide(rows.device)
+    wide = wide_type(rows.device)
     total = torch.zeros(m, dtype=wide, device=rows.device)
     step = _step(rows.device, m)
     for start in range(0, rows.shape[1], step):
@@ -71,7 +71,8 @@ def _step(device: torch.device, rows: int) -> int:
     return max(1024, math.ceil(_CHUNK.get(device.type, 1 << 20) / max(1, rows)))
 
 
-def _blocks(matrix: Tensor, rows: int) -> tuple[Tensor, ...]:
+def column_blocks(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Views of some columns each, as many as are worth widening at a time."""
     if matrix.shape[1] == 0:
         return ()
-    return torch.split(matrix, _step(matrix.device, rows), dim=1)
+    return torch.split(matrix, _step(matrix.device, len(matrix)), dim=1)

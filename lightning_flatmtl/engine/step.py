@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from lightning_flatmtl.engine.backward import BackwardBlocks, observe_by_backward
 from lightning_flatmtl.engine.blocks import Blocks, Setting
 from lightning_flatmtl.engine.checks import Finite, check_graphs
+from lightning_flatmtl.engine.combination import refuse_infinite_weights
 from lightning_flatmtl.engine.directions import (
     aggregate_onto,
     parts_of,
@@ -86,7 +87,8 @@ class MultiTaskStep:
 
         Raises:
             ValueError: If a loss is not a scalar or reaches no trainable parameter.
-            NonFiniteError: If a loss or a task gradient is NaN or infinite, without loss scaling.
+            NonFiniteError: If a loss or a task gradient is NaN or infinite, without loss scaling,
+                or the direction is.
             ProcessError: If another process cannot go on.
         """
         aggregation = SumOfLosses() if aggregation is None else aggregation
@@ -224,6 +226,7 @@ def _algorithm_1(
 
     # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
     weights = aggregation.loss_weights(blocks.tasks, measures.losses)
+    refuse_infinite_weights(weights, blocks.tasks, aggregation)
     parts = parts_of(clean, second, second_gram, measures, blocks, sharpness, weights)
     direction = blocks.row("direction").zero_()
     for part, rows in parts if blocks.shared.params else ():

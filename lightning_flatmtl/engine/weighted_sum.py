@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lightning_flatmtl.engine.blocks import Setting, share_of
 from lightning_flatmtl.engine.checks import Finite
+from lightning_flatmtl.engine.combination import bounded_factor, refuse_infinite_weights
 from lightning_flatmtl.engine.gradients import Aggregation
 from lightning_flatmtl.engine.partition import reached_parameters
 from lightning_flatmtl.engine.result import StepResult
@@ -26,18 +27,20 @@ def weighted_sum(
         aggregation: Gives the weights.
 
     Raises:
-        NonFiniteError: If a loss is NaN or infinite, without loss scaling.
+        NonFiniteError: If a loss is NaN or infinite, without loss scaling, or a weight is.
         ScaledOverflowError: The same, with it.
     """
     shares, processes = setting.shares, setting.processes
     values = _values(losses, setting)
     Finite(tuple(shares), scaled=setting.scale is not None)(values, "loss")
     weights = aggregation.loss_weights(tuple(shares), values)
+    refuse_infinite_weights(weights, tuple(shares), aggregation)
     factors = [1.0] * len(shares) if weights is None else weights.tolist()
     total: Tensor | None = None
     for (task, share), factor in zip(shares.items(), factors, strict=True):
         if task in losses:
-            term = share_of(losses[task], factor * share * processes.gain)
+            loss = losses[task]
+            term = share_of(loss, bounded_factor(factor * share * processes.gain, loss.dtype))
             total = term if total is None else total + term
     detached = {task: loss.detach() for task, loss in losses.items()}
     if processes.size == 1:
