@@ -126,9 +126,8 @@ class Layout:
         """Move the parameters by ``factor * scale * row``, in place."""
         if not self.params or factor == 0.0:
             return
-        views = [v.to(t.dtype) for v, t in zip(self.views(row), self.tensors, strict=True)]
+        # In the precision of the row: 16 bits may hold neither its entries nor the factor.
         if scale is None:
-            torch._foreach_add_(self.tensors, views, alpha=factor)
+            torch._foreach_add_(self.tensors, self.views(row), alpha=factor)
             return
-        scales = [v.to(t.dtype) for v, t in zip(self.views(scale), self.tensors, strict=True)]
-        torch._foreach_addcmul_(self.tensors, scales, views, factor)
+        torch._foreach_addcmul_(self.tensors, self.views(scale), self.views(row), factor)

@@ -12,28 +12,23 @@ from lightning_flatmtl.engine.jacobian import Gradients
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.measures import Ascent, Measures
 from lightning_flatmtl.engine.passes import Passes
-from lightning_flatmtl.engine.sharpness import Sharpness, ascent_factor
+from lightning_flatmtl.engine.radius import Move, move_along
+from lightning_flatmtl.engine.sharpness import Sharpness
 
 __all__ = ["moved", "sam_gradients"]
 
 
 @contextmanager
-def moved(
-    layout: Layout, saved: Tensor, row: Tensor, factor: float, scale: Tensor | None = None
-) -> Iterator[None]:
-    r"""Run the block at the perturbed parameters, then put the exact old values back.
-
-    The perturbation is ``factor * scale * row``.
+def moved(layout: Layout, saved: Tensor, move: Move) -> Iterator[None]:
+    """Run the block at the perturbed parameters, then put the exact old values back.
 
     Args:
         layout: The parameters to move.
         saved: Their present values.
-        row: The gradient to move along.
-        factor: The radius over the norm, see :func:`~lightning_flatmtl.engine.ascent_factor`.
-        scale: The squared values if the perturbation is adaptive, else ``None`` for ones.
+        move: By what they move.
     """
     try:
-        layout.add(row, factor, scale)
+        layout.add(*move)
         # Autocast may hold copies of the weights from before the move.
         torch.clear_autocast_cache()
         yield
@@ -116,17 +111,30 @@ class _Perturbed:
         )
 
     def shared(self, i: int) -> AbstractContextManager[None]:
-        factor = ascent_factor(self._sharpness.rho_shared, self._measures.shared_squares[i])
-        row = self._ascent.row(i)
-        return moved(self._blocks.shared, self._saved, row, factor, self._squares)
+        squared = self._measures.shared_squares[i]
+        row, rho = self._ascent.row(i), self._sharpness.rho_shared
+        return self._moved(self._blocks.shared, row, rho, squared, self._saved, self._squares)
 
     def head(self, i: int) -> AbstractContextManager[None]:
         task = self._blocks.tasks[i]
         head = self._blocks.heads[task]
-        factor = ascent_factor(self._sharpness.rho_heads, self._measures.head_squares[i])
-        saved = head.values()
+        squared, saved = self._measures.head_squares[i], head.values()
+        row, rho = self._ascent.heads[task], self._sharpness.rho_heads
         squares = saved.square() if self._sharpness.adaptive else None
-        return moved(head, saved, self._ascent.heads[task], factor, squares)
+        return self._moved(head, row, rho, squared, saved, squares)
+
+    def _moved(
+        self,
+        layout: Layout,
+        row: Tensor,
+        rho: float,
+        squared_norm: float,
+        saved: Tensor,
+        squares: Tensor | None,
+    ) -> AbstractContextManager[None]:
+        values = saved if self._sharpness.adaptive else None
+        whole = not self._blocks.processes.sharded
+        return moved(layout, saved, move_along(row, rho, squared_norm, values, squares, whole))
 
 
 class _Second:

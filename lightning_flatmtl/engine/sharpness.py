@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, get_args
 
-__all__ = ["Arm", "Perturbation", "Point", "Sharpness", "ascent_factor"]
+__all__ = ["Arm", "Perturbation", "Point", "Sharpness"]
 
 Point = Literal["separate", "joint"]
 Arm = Literal["split", "direct"]
@@ -70,8 +70,3 @@ def check_radius(name: str, value: float) -> None:
     """Refuse a radius that is not a number in ``[0, inf)``; NaN is refused too."""
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be in [0, inf), got {value!r}.")
-
-
-def ascent_factor(rho: float, squared_norm: float) -> float:
-    """``rho / norm``, or 0 where the gradient is exactly zero and has no direction."""
-    return rho / math.sqrt(squared_norm) if squared_norm > 0 else 0.0

@@ -6,6 +6,7 @@ from torch import nn
 
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.perturbation import moved
+from lightning_flatmtl.engine.radius import Move
 
 
 def params() -> list[nn.Parameter]:
@@ -44,7 +45,7 @@ def test_moved_comes_back_bit_for_bit_after_an_error(dtype: torch.dtype) -> None
     row = torch.rand(11).to(layout.dtype) + 0.5
 
     def move_and_fail() -> None:
-        with moved(layout, layout.values(), row, 0.3):
+        with moved(layout, layout.values(), Move(row, 0.3)):
             assert not any(torch.equal(p, b) for p, b in zip(ps, before, strict=True))
             raise KeyboardInterrupt
 
@@ -57,7 +58,7 @@ def test_adaptive_move_scales_by_the_squared_values() -> None:
     ps = params()
     layout = Layout(ps)
     row, values = torch.arange(11.0), layout.values()
-    with moved(layout, values, row, 0.1, scale=values**2):
+    with moved(layout, values, Move(row, 0.1, values**2)):
         torch.testing.assert_close(layout.values(), values + 0.1 * values**2 * row)
 
 

@@ -6,7 +6,6 @@ import pytest
 
 from lightning_flatmtl import TaskSAM
 from lightning_flatmtl.engine import Sharpness
-from lightning_flatmtl.engine.sharpness import ascent_factor
 
 
 @pytest.mark.parametrize("value", [-1.0, -1e-9, math.nan, math.inf, "0.1", True, None])
@@ -45,8 +44,3 @@ def test_which_gradients_move(shared: float, heads: float, point: str, expected:
 def test_rho_sets_both_radii_unless_one_is_given() -> None:
     sam = TaskSAM(0.1, rho_heads=0.0)
     assert (sam.sharpness.rho_shared, sam.sharpness.rho_heads) == (0.1, 0.0)
-
-
-def test_no_direction_no_move() -> None:
-    assert ascent_factor(0.1, 0.0) == 0.0
-    assert ascent_factor(0.1, 4.0) == 0.05
