@@ -94,7 +94,7 @@ class ExcessMTL(Aggregator):
         super().reset()
         self._log_weights.clear()
         self._first.clear()
-        self._squares.clear()
+        self._roots.clear()
 
     @override
     def get_state(self) -> dict[str, Any]:
