@@ -138,8 +138,7 @@ class Aggregator(MethodCallback, ABC):
                 "`jacobian` must be a tensor of shape [tasks, parameters] with at least one row, "
                 f"got {got}."
             )
-        if not jacobian.is_floating_point():
-            raise ValueError(f"`jacobian` must be of a floating type, got {jacobian.dtype}.")
+        _check_kind(jacobian)
         m = len(jacobian)
         names = tuple(str(i) for i in range(m)) if tasks is None else tuple(tasks)
         if len(names) != m or len(set(names)) != m:
@@ -155,10 +154,7 @@ class Aggregator(MethodCallback, ABC):
             gram = gram_matrix(jacobian).cpu()
             for name, square in zip(names, gram.diagonal().tolist(), strict=True):
                 if not square < torch.inf:
-                    raise NonFiniteError(
-                        f"The gradient of task '{name}' must be finite, got NaN or infinity in its "
-                        "row."
-                    )
+                    raise _not_finite(name, jacobian[names.index(name)])
             # The flat part of a step has the weights of its loss part.
             if part == "loss" or self._last is None or self._last[0] != names:
                 self._last = names, self.loss_weights(names, values)
@@ -329,6 +325,35 @@ class Aggregator(MethodCallback, ABC):
     def __repr__(self) -> str:
         arguments = ", ".join(f"{k}={v!r}" for k, v in self._repr_arguments().items())
         return f"{type(self).__name__}({arguments})"
+
+
+_TYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _check_kind(jacobian: Tensor) -> None:
+    """Refuse tensors whose entries cannot be computed with."""
+    if jacobian.dtype not in _TYPES:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in _TYPES)
+        raise ValueError(
+            f"`jacobian` must be of a floating type among {names}, got {jacobian.dtype}."
+        )
+    if jacobian.layout != torch.strided:
+        raise ValueError(
+            f"`jacobian` must be dense, got the layout {jacobian.layout}: use `.to_dense()`."
+        )
+    if jacobian.is_meta:
+        raise ValueError("`jacobian` must have values, got a tensor on the meta device.")
+
+
+def _not_finite(task: str, row: Tensor) -> NonFiniteError:
+    if row.isfinite().all():
+        return NonFiniteError(
+            f"The gradient of task '{task}' must be shorter than 1e154, whose square float64 can "
+            f"hold, got one with an entry of {row.abs().max():.2g}. Scale the losses down."
+        )
+    return NonFiniteError(
+        f"The gradient of task '{task}' must be finite, got NaN or infinity in its row."
+    )
 
 
 def _checked_losses(losses: Tensor | Sequence[float], tasks: tuple[str, ...]) -> Tensor:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal, get_args
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_flatmtl.functional._gram import Array, semidefinite_unit_gram, to_tensor
 from lightning_flatmtl.functional._jacobi import gram_eigenpairs
+from lightning_flatmtl.functional._shares import shares_of
 
 Scale = Literal["min", "median", "rmse"]
 
@@ -36,14 +36,14 @@ def aligned_mtl_weights(
         gram: Gram matrix :math:`K = G G^\top` of the gradients, ``[m, m]``.
         scale: Which singular value all get: the smallest (``"min"``), the ``"median"``, or their
             root mean square (``"rmse"``).
-        preference: Weights ``[m]`` of the aligned gradients, in place of 1/m.
+        preference: Weights ``[m]`` of the aligned gradients, in place of 1/m, each in ``[0, inf)``.
 
     Returns:
         Weights ``[m]``, float64 on the CPU.
 
     Raises:
-        ValueError: If ``scale`` is unknown, or if ``gram`` is not square, not finite, or has a
-            negative diagonal.
+        ValueError: If ``scale`` is unknown, ``preference`` is not as described, or ``gram`` is not
+            square, not finite, or has a negative diagonal.
 
     Example:
         >>> import torch
@@ -53,13 +53,11 @@ def aligned_mtl_weights(
     if scale not in get_args(Scale):
         raise ValueError(f'`scale` must be "min", "median" or "rmse", got {scale!r}.')
     unit = semidefinite_unit_gram(gram)
+    shares = shares_of(preference, unit.size)
     weights = np.zeros(unit.size)
     if len(unit.rows):
         values, vectors = gram_eigenpairs(unit)
         balance = np.sqrt(_common_value(values, scale) / values)
-        shares = np.full(unit.size, 1 / unit.size)
-        if preference is not None:
-            shares = preference.detach().to("cpu", torch.float64).numpy()
         weights[unit.rows] = vectors @ (balance * (shares[unit.rows] @ vectors))
     return to_tensor(weights)
 

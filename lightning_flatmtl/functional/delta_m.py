@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-__all__ = ["DeltaSign", "check_delta_m", "delta_m", "relative_improvement"]
+__all__ = ["DeltaSign", "check_delta_m", "check_directions", "delta_m", "relative_improvement"]
 
 DeltaSign = Literal["gain", "drop"]
 
@@ -46,7 +46,8 @@ def delta_m(
     Raises:
         ValueError: If there are no metrics, the names of ``values`` and ``baselines`` differ, a
             value is not a single number, a baseline is zero, NaN or infinite, a direction is
-            missing or not a bool, or ``sign`` is unknown.
+            missing or not a bool, ``sign`` is unknown, or one value is infinitely better and
+            another infinitely worse.
 
     Example:
         >>> from lightning_flatmtl.functional.delta_m import delta_m
@@ -61,7 +62,12 @@ def delta_m(
     if sign not in get_args(DeltaSign):
         raise ValueError(f'`sign` must be "gain" or "drop", got {sign!r}.')
     improvements = relative_improvement(values, baselines, higher_is_better)
-    gain = math.fsum(improvements.values()) / len(improvements)
+    _check_infinities(improvements)
+    count = len(improvements)
+    try:
+        gain = math.fsum(improvements.values()) / count
+    except OverflowError:  # the sum is too large for a float, the mean is not
+        gain = math.fsum(value / count for value in improvements.values())
     return gain if sign == "gain" else -gain
 
 
@@ -113,6 +119,7 @@ def check_delta_m(
         ValueError: As :func:`delta_m`, for everything but the values.
     """
     metrics = list(names)
+    check_directions(higher_is_better)
     if not metrics:
         raise ValueError("Delta_m needs at least one metric, got none.")
     for name in metrics:
@@ -125,6 +132,32 @@ def check_delta_m(
         raise ValueError(
             f"`baselines` name metrics that do not exist: {_listed(unknown)}; "
             f"known names: {_listed(metrics)}."
+        )
+
+
+def check_directions(higher_is_better: Mapping[str, bool] | None) -> None:
+    """Refuse one direction for all metrics.
+
+    Args:
+        higher_is_better: Direction by metric name; ``None`` for none.
+
+    Raises:
+        ValueError: If it is no mapping.
+    """
+    if higher_is_better is not None and not isinstance(higher_is_better, Mapping):
+        raise ValueError(
+            "`higher_is_better` must give the direction of every metric by its name, such as "
+            f'{{"seg/miou": True}}, got {higher_is_better!r}.'
+        )
+
+
+def _check_infinities(improvements: Mapping[str, float]) -> None:
+    better = [name for name, value in improvements.items() if value == math.inf]
+    worse = [name for name, value in improvements.items() if value == -math.inf]
+    if better and worse:
+        raise ValueError(
+            f"Delta_m has no value where {better[0]!r} is infinitely better than its baseline and "
+            f"{worse[0]!r} infinitely worse: leave one of them out."
         )
 
 

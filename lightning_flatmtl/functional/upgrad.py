@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from lightning_flatmtl.functional._gram import Array, semidefinite_unit_gram, to_tensor
+from lightning_flatmtl.functional._gram import semidefinite_unit_gram, to_tensor
 from lightning_flatmtl.functional._nonnegative import solve_nonnegative_many
+from lightning_flatmtl.functional._shares import shares_of
 
 
 def upgrad_weights(gram: Tensor, preference: Tensor | None = None) -> Tensor:
@@ -40,20 +39,7 @@ def upgrad_weights(gram: Tensor, preference: Tensor | None = None) -> Tensor:
         tensor([0.7500, 0.7500], dtype=torch.float64)
     """
     unit = semidefinite_unit_gram(gram)
-    shares = _shares(preference, unit.size)
+    shares = shares_of(preference, unit.size)
     amounts = shares[unit.rows] * unit.norms
     v = solve_nonnegative_many(unit.cosines, -unit.cosines)
     return to_tensor(unit.weights(amounts + amounts @ v))
-
-
-def _shares(preference: Tensor | None, size: int) -> Array:
-    if preference is None:
-        return np.full(size, 1.0 / size)
-    if preference.shape != (size,):
-        raise ValueError(f"`preference` must have shape [{size}], got {list(preference.shape)}.")
-    shares: Array = preference.detach().to("cpu", torch.float64).numpy()
-    wrong = ~(np.isfinite(shares) & (shares >= 0))
-    if wrong.any():
-        index = int(wrong.argmax())
-        raise ValueError(f"`preference` must be in [0, inf), got {shares[index]} at {index}.")
-    return shares

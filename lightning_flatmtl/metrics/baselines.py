@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -50,7 +50,10 @@ def _read(path: Path) -> Mapping[str, Any]:
         raise FileNotFoundError(f"There is no file of baselines at {str(path)!r}.")
     text = path.read_text(encoding="utf-8")
     try:
-        content = json.loads(text) if path.suffix == ".json" else yaml.load(text, _Loader)
+        if path.suffix == ".json":
+            content = json.loads(text, object_pairs_hook=_once)
+        else:
+            content = yaml.load(text, _Loader)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"The file of baselines {str(path)!r} cannot be parsed: {error}"
@@ -85,8 +88,30 @@ def _number(name: str, value: Any) -> float:
     return float(value)
 
 
+def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
+    """A mapping of ``pairs``, whose keys differ; the parsers would take the last of two."""
+    mapping: dict[Any, Any] = {}
+    for key, value in pairs:
+        if key in mapping:
+            raise ValueError(
+                f"{key!r} is given twice in the same mapping of a file of baselines: remove or "
+                "merge one of the two."
+            )
+        mapping[key] = value
+    return mapping
+
+
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that also takes ``1e-3`` for a number, as YAML 1.2 does and PyYAML does not."""
+    """Safe YAML that also takes ``1e-3`` for a number, as YAML 1.2 does and PyYAML does not.
+
+    Two equal keys of a mapping are refused.
+    """
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        # Before a merge key brings entries that those of the mapping may override.
+        own = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
+        _once((self.construct_object(key, deep=True), None) for key in own)
+        super().flatten_mapping(node)
 
 
 _Loader.add_implicit_resolver(

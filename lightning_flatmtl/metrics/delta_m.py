@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import difflib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from typing import Any, NamedTuple, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
+from torchmetrics.utilities.distributed import gather_all_tensors
+from torchmetrics.utilities.prints import rank_zero_warn
 from torchmetrics.wrappers.abstract import WrapperMetric
 
-from lightning_flatmtl.functional.delta_m import DeltaSign, check_delta_m, delta_m
+from lightning_flatmtl.functional.delta_m import (
+    DeltaSign,
+    check_delta_m,
+    check_directions,
+    delta_m,
+)
 from lightning_flatmtl.metrics.baselines import load_baselines
 
 __all__ = ["DeltaM", "delta_m"]  # the function too: `metrics.delta_m` must not be this file
@@ -93,6 +101,7 @@ class DeltaM(WrapperMetric):
         super().__init__()
         if sign not in get_args(DeltaSign):
             raise ValueError(f'`sign` must be "gain" or "drop", got {sign!r}.')
+        check_directions(higher_is_better)
         self.sign = sign
         given = [
             slot._replace(unit=slot.unit.clone()) if copy else slot for slot in _slots(metrics)
@@ -122,7 +131,7 @@ class DeltaM(WrapperMetric):
 
         Raises:
             TypeError: If ``preds`` or ``target`` is not a mapping.
-            ValueError: If a task of ``preds`` has no target.
+            ValueError: If a task of ``preds`` has no target or no metric.
         """
         for task, _, unit in self._present(preds, target):
             unit.update(preds[task], target[task])
@@ -130,13 +139,37 @@ class DeltaM(WrapperMetric):
     def compute(self) -> Tensor:
         """Return Delta_m of everything seen so far, in percent, a float tensor without dimensions.
 
+        A task that no process has seen anything of is left out, with a warning: its metrics have
+        no value yet, only one that they begin with. NaN if that is so for all tasks.
+
         Raises:
             ValueError: If a metric's value is not a single number.
         """
         values: dict[str, Any] = {}
-        for slot in self._slots():
-            values |= _named(slot, slot.unit.compute())
+        unseen: dict[str, None] = {}
+        slots = self._slots()
+        for slot, fed in zip(slots, self._fed([slot.unit for slot in slots]), strict=True):
+            if fed:
+                values |= _named(slot, slot.unit.compute())
+            else:
+                unseen[slot.task] = None
+        if unseen:
+            rank_zero_warn(
+                f"Delta_m is that of the other tasks: nothing was seen of {', '.join(unseen)}. "
+                "Update all tasks before `compute`.",
+                UserWarning,
+            )
         return self._delta_m(values)
+
+    def _fed(self, units: Sequence[Unit]) -> list[bool]:
+        """Whether any process has fed the metrics of each unit."""
+        fed = [any(map(_is_fed, _members(unit))) for unit in units]
+        members = [metric for unit in units for metric in _members(unit)]
+        # They synchronise, so all processes are here.
+        if not any(m._to_sync and m.distributed_available_fn() for m in members):
+            return fed
+        flags = torch.tensor(fed, device=members[0].device, dtype=torch.int32)
+        return torch.stack(gather_all_tensors(flags, members[0].process_group)).any(0).tolist()
 
     def forward(self, preds: Mapping[str, Any], target: Mapping[str, Any]) -> Tensor:
         """Update the metrics and return this batch's Delta_m over the tasks it holds.
@@ -190,7 +223,16 @@ class DeltaM(WrapperMetric):
             raise ValueError(
                 f"`target` must hold every task of `preds`, got none for {', '.join(lacking)}."
             )
-        return [slot for slot in self._slots() if slot.task in preds]
+        slots = self._slots()
+        tasks = dict.fromkeys(slot.task for slot in slots)
+        unknown = [task for task in preds if task not in tasks]
+        if unknown:
+            near = difflib.get_close_matches(str(unknown[0]), tasks, n=1)
+            raise ValueError(
+                f"`preds` must hold tasks among {', '.join(tasks)}, got {unknown[0]!r}"
+                f"{f': did you mean {near[0]!r}?' if near else '; leave it out.'}"
+            )
+        return [slot for slot in slots if slot.task in preds]
 
 
 def _slots(metrics: Mapping[str, Unit | Group]) -> Iterator[_Slot]:
@@ -251,6 +293,26 @@ def _direction(name: str, metric: Metric, overrides: Mapping[str, bool]) -> bool
             f'pass `higher_is_better={{"{name}": ...}}`.'
         )
     return direction
+
+
+def _is_fed(metric: Metric) -> bool:
+    """Whether a metric has been updated, in this run or in the one whose state it has loaded."""
+    # A wrapper counts no updates and has no state but that of the metrics inside.
+    inner = [m for m in metric.modules() if isinstance(m, Metric) and m._defaults]
+    return metric.update_called or not inner or any(map(_has_moved, inner))
+
+
+def _has_moved(metric: Metric) -> bool:
+    if metric.update_called:
+        return True
+    for name, default in metric._defaults.items():
+        state = getattr(metric, name)
+        if not isinstance(state, Tensor) or not isinstance(default, Tensor):  # lists of samples
+            if len(state):
+                return True
+        elif not torch.equal(state, default.to(state.device)):
+            return True
+    return False
 
 
 def _members(unit: Unit) -> list[Metric]:

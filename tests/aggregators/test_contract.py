@@ -142,6 +142,13 @@ def test_a_nan_is_refused_and_the_task_named(spec: Spec) -> None:
 
 
 @ALL
+def test_a_row_too_long_for_its_square_is_not_called_nan(spec: Spec) -> None:
+    matrix = torch.tensor([[1.0, 0.0], [0.0, 2e160]], dtype=torch.float64)
+    with pytest.raises(NonFiniteError, match=r"task 'depth' must be shorter than .* of 2e\+160"):
+        spec.make()(matrix, losses=losses(2), tasks=["seg", "depth"])
+
+
+@ALL
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
@@ -149,7 +156,10 @@ def test_a_nan_is_refused_and_the_task_named(spec: Spec) -> None:
         (torch.ones(2, 3, 4), r"got \[2, 3, 4\]"),
         (torch.ones(0, 3), r"at least one row, got \[0, 3\]"),
         ([[1.0]], "got list"),
-        (torch.ones(2, 3, dtype=torch.int64), "floating type, got torch.int64"),
+        (torch.ones(2, 3, dtype=torch.int64), "floating type among .*, got torch.int64"),
+        (torch.ones(2, 3).to(torch.float8_e4m3fn), "float64, got torch.float8_e4m3fn"),
+        (torch.eye(2).to_sparse(), r"dense, got the layout torch.sparse_coo: use `.to_dense\(\)`"),
+        (torch.ones(2, 3, device="meta"), "must have values, got a tensor on the meta device"),
     ],
 )
 def test_wrong_matrices_are_refused(spec: Spec, matrix: object, message: str) -> None:

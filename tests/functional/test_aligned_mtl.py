@@ -47,3 +47,19 @@ def test_running_out_of_sweeps_warns(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bad_scale_is_refused() -> None:
     with pytest.raises(ValueError, match=r'"min", "median" or "rmse", got \'max\'\.'):
         aligned_mtl_weights(torch.eye(2), "max")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("preference", "message"),
+    [
+        (torch.ones(3), r"shape \[2\], got \[3\]"),
+        (torch.ones(1), r"shape \[2\], got \[1\]"),
+        (torch.tensor([1.0, -1.0]), r"in \[0, inf\), got -1.0 at 1"),
+        (torch.tensor([torch.nan, 1.0]), r"in \[0, inf\), got nan at 0"),
+        (torch.tensor([1.0, torch.inf]), r"in \[0, inf\), got inf at 1"),
+    ],
+)
+def test_a_bad_preference_is_refused(preference, message):
+    for matrix in (torch.eye(2), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=message):
+            aligned_mtl_weights(matrix, preference=preference)

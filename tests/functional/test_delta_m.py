@@ -4,8 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.regression import MeanSquaredError
 
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m, relative_improvement
+from lightning_flatmtl.metrics import DeltaM
 
 UP = {"a": True, "b": False}
 BASE = {"a": 0.5, "b": 4.0}
@@ -158,3 +160,24 @@ def test_baselines_are_checked_before_there_are_values():
     check_delta_m(["a", "b"], BASE, UP)
     with pytest.raises(ValueError, match="'c' has no baseline"):
         check_delta_m(["a", "b", "c"], BASE, UP)
+
+
+def test_infinite_values_of_both_signs_have_no_mean():
+    values = {"a": math.inf, "b": math.inf, "c": 1.0}
+    directions = {"a": True, "b": False, "c": True}
+    with pytest.raises(ValueError, match="where 'a' is infinitely better .* and 'b' infinitely"):
+        delta_m(values, dict.fromkeys(values, 1.0), directions)
+    assert delta_m(values, dict.fromkeys(values, 1.0), dict.fromkeys(values, True)) == math.inf
+
+
+def test_a_mean_of_large_values_is_finite():
+    values = {"a": 1e306, "b": 1e306, "c": 1e306}
+    found = delta_m(values, dict.fromkeys(values, 1.0), dict.fromkeys(values, True))
+    assert found == pytest.approx(1e308)
+
+
+def test_one_direction_for_all_is_refused():
+    with pytest.raises(ValueError, match=r"by its name, such as \{\"seg/miou\": True\}, got True"):
+        delta_m({"a": 1.0}, {"a": 1.0}, True)
+    with pytest.raises(ValueError, match="of every metric by its name"):
+        DeltaM({"a": MeanSquaredError()}, {"a": 1.0}, higher_is_better=True)

@@ -65,3 +65,26 @@ def test_bad_files_are_refused(tmp_path, name, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_baselines(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "key"),
+    [
+        ("flat.yaml", "a/x: 1.0\nb/x: 2.0\na/x: 3.0\n", "a/x"),
+        ("block.yaml", "a:\n  x: 1.0\nb:\n  x: 2.0\na:\n  y: 3.0\n", "a"),
+        ("inner.yaml", "a:\n  x: 1.0\n  x: 2.0\n", "x"),
+        ("flow.yaml", "{a: {x: 1.0, x: 2.0}}", "x"),
+        ("flat.json", '{"a/x": 1.0, "a/x": 2.0}', "a/x"),
+        ("block.json", '{"a": {"x": 1.0}, "b": {"x": 1.0}, "a": {"y": 2.0}}', "a"),
+    ],
+)
+def test_equal_keys_of_a_file_are_refused(tmp_path, name, text, key):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=f"'{key}' is given twice in the same mapping"):
+        load_baselines(tmp_path / name)
+
+
+def test_a_merged_block_may_be_overridden(tmp_path):
+    (tmp_path / "merged.yaml").write_text("a: &a {x: 1.0, y: 2.0}\nb:\n  <<: *a\n  x: 3.0\n")
+    expected = {"a/x": 1.0, "a/y": 2.0, "b/y": 2.0, "b/x": 3.0}
+    assert load_baselines(tmp_path / "merged.yaml") == expected

@@ -13,7 +13,7 @@ from torch import nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassPrecision
 from torchmetrics.regression import MeanAbsoluteError, MeanSquaredError, SpearmanCorrCoef
-from torchmetrics.wrappers import MultitaskWrapper
+from torchmetrics.wrappers import MultitaskWrapper, Running
 
 import lightning_flatmtl.metrics
 from lightning_flatmtl.functional.delta_m import delta_m
@@ -132,7 +132,7 @@ def test_compute_groups_of_a_collection_count_once():
     reference = inner.clone()
     metric = DeltaM({"digit": inner}, {"digit/p": 0.5, "digit/f1": 0.5, "digit/a": 0.5})
     for k, (preds, target) in enumerate(batches()):
-        metric.update(preds, target)
+        metric.update({"digit": preds["digit"]}, target)
         reference.update(preds["digit"], target["digit"])
         values = reference.compute()
         improvement = [100 * (v.item() - 0.5) / 0.5 for v in values.values()]
@@ -169,8 +169,51 @@ def test_absent_tasks_are_left_out():
         metric.update({"digit": preds["digit"]}, target)
         metric.update({"size": preds["size"]}, {"size": target["size"]})
         metric.update({}, target)
-        metric.update({"other": preds["size"]}, {"other": target["size"]})
     assert metric.compute().item() == pytest.approx(expected(pairs), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"), [("sise", "did you mean 'size'"), ("angle", "leave it out")]
+)
+def test_predictions_of_no_task_are_refused(name, advice):
+    metric = DeltaM(metrics(), BASELINES)
+    preds, target = next(batches())
+    for call in (metric.update, metric):
+        with pytest.raises(ValueError, match=f"among digit, size, got '{name}'.*{advice}"):
+            call({name: preds["size"]}, {name: target["size"]})
+
+
+def test_a_task_that_was_never_seen_is_left_out_and_told():
+    metric = DeltaM(metrics(), BASELINES)
+    for preds, target in batches():
+        metric.update({"size": preds["size"]}, target)
+    with pytest.warns(UserWarning, match="nothing was seen of digit. Update all tasks"):
+        found = metric.compute()
+    improvement = [
+        100 * (1 - metric.units[k].compute().item() / BASELINES[name])
+        for k, name in enumerate(BASELINES)
+        if name.startswith("size")
+    ]
+    assert found.item() == pytest.approx(sum(improvement) / 2, rel=1e-5)
+
+
+def test_a_state_that_was_loaded_was_seen():
+    saved, loaded = DeltaM(metrics(), BASELINES), DeltaM(metrics(), BASELINES)
+    saved.persistent(True)
+    loaded.persistent(True)
+    filled(saved)
+    loaded.load_state_dict(saved.state_dict())
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The ``compute`` method of metric")
+        assert torch.equal(loaded.compute(), saved.compute())
+
+
+def test_a_wrapped_wrapper_was_seen():
+    metric = DeltaM(
+        {"a": Running(MeanMetric(), window=2)}, {"a": 2.0}, higher_is_better={"a": True}
+    )
+    metric.update({"a": torch.tensor(3.0)}, {"a": torch.tensor(1.0)})
+    assert metric.compute().item() == 50.0
 
 
 def test_predictions_without_target_are_refused():
@@ -228,9 +271,10 @@ def test_shared_metrics_are_updated_elsewhere(collections):
         assert metric.compute().item() == pytest.approx(expected(list(batches())), rel=1e-5)
 
 
-def test_compute_before_update_warns_for_the_wrapped_metric():
-    with pytest.warns(UserWarning, match="metric MeanSquaredError was called before"):
-        DeltaM({"size/mse": MeanSquaredError()}, {"size/mse": 1.0}).compute()
+def test_compute_before_update_is_no_value_and_told():
+    with pytest.warns(UserWarning, match="nothing was seen of size"):
+        found = DeltaM({"size/mse": MeanSquaredError()}, {"size/mse": 1.0}).compute()
+    assert math.isnan(found)
 
 
 # --- life in torchmetrics and Lightning ----------------------------------------------------------
@@ -404,7 +448,12 @@ def _worker(rank, store, results):
         first = metric.compute()
         again = metric.compute()  # the local states are back, the result is the same
         metric.update(*next(batches(count=1, seed=10 + rank)))
-        torch.save([first, again, metric.compute()], f"{results}/{rank}.pt")
+        last = metric.compute()
+        apart = DeltaM(metrics(), BASELINES)  # each process has one of the tasks
+        preds, target = next(batches())
+        task = ["digit", "size"][rank]
+        apart.update({task: preds[task]}, target)
+        torch.save([first, again, last, apart.compute()], f"{results}/{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -431,7 +480,8 @@ def test_two_processes_equal_one(tmp_path):
         metric.update(*next(batches(count=1, seed=seed)))
     more = metric.compute()
     for rank in range(2):
-        first, again, last = torch.load(tmp_path / f"{rank}.pt")
+        first, again, last, apart = torch.load(tmp_path / f"{rank}.pt")
+        assert apart.item() == pytest.approx(expected([next(batches())]), rel=1e-5)
         torch.testing.assert_close(first, once)
         torch.testing.assert_close(again, once)
         torch.testing.assert_close(last, more)
