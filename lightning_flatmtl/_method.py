@@ -34,6 +34,11 @@ class MethodCallback(Callback):
             self._taken = TakeOver(trainer, pl_module)
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._taken is not None:
+            self._taken.declare_shared()
+
+    @override
     def on_before_zero_grad(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer
     ) -> None:

@@ -16,10 +16,12 @@ class UntouchedGradients:
 
     def __init__(self) -> None:
         self._touched: set[Tensor] = set()
+        self._all_touched = False
 
     def begin(self) -> None:
         """A new group of accumulated batches begins."""
         self._touched.clear()
+        self._all_touched = False
 
     def after_backward(self, params: Iterable[Tensor], untouched: Sequence[Tensor]) -> None:
         """Clear what no batch of the group has touched.
@@ -28,7 +30,8 @@ class UntouchedGradients:
             params: All trainable parameters.
             untouched: Those that the batch at hand has not touched.
         """
-        if not untouched:
+        if self._all_touched or not untouched:
+            self._all_touched = True
             return
         spare = set(untouched)
         self._touched.update(p for p in params if p not in spare)

@@ -231,6 +231,16 @@ class MultiTaskModule(LightningModule, Host):
         """The losses by task name; override it for models that do not split."""
         return self._composed(batch).clean()
 
+    def penalty(self, batch: Any, batch_idx: int) -> Tensor | None:
+        """A term that belongs to no task, such as a penalty on weights; ``None`` for none.
+
+        Its gradient is added to the step as it is: not aggregated, not perturbed, for all
+        parameters that it reaches, and it makes none of them shared. Asked once for every training
+        batch that has a task, after the losses; logged as ``train/penalty``, apart from
+        ``train/loss``.
+        """
+        return None
+
     def shared_parameters(self) -> Iterable[nn.Parameter] | None:
         """The shared parameters; ``None`` to find them from the graph."""
         return None
@@ -275,6 +285,8 @@ class MultiTaskModule(LightningModule, Host):
         passes = self._passes(batch, batch_idx)
         if self.aggregator is not None and self.aggregator.looks_again:
             self._latest = batch, batch_idx
+        if self._overrides("penalty"):
+            passes.penalty = lambda: self.penalty(batch, batch_idx)
         last = self.trainer.is_last_batch
         result = self.engine(self, passes, self.aggregator, sharpness, scale, last)
         self._manual.optimize(self, result, batch_idx)
@@ -286,6 +298,8 @@ class MultiTaskModule(LightningModule, Host):
             self.aggregator.note_tasks(result.losses, whole=last)
         self.watch.after_step(result, self.engine.partition, self, sharpness)
         self._log_losses("train", result.losses, batch)
+        if result.penalty is not None:
+            self.log(log_name("train", "penalty"), result.penalty, batch_size=batch_size(batch))
         return {"loss": result.total, "losses": result.losses}
 
     @override

@@ -1,6 +1,7 @@
 """Algorithm 1 inside a LightningModule with automatic optimization that knows nothing of it."""
 
 import inspect
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -87,8 +88,7 @@ class TakeOver:
         self.__wrapped__ = inspect.unwrap(self._original)
         self._step_untouched: Sequence[Tensor] = ()
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-        self._total_checked = False
-        self._declare(shared=_declared(module, "shared_parameters") or ())
+        self._total_seen = self._total_told = False
         module.training_step = self  # type: ignore[method-assign]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -111,11 +111,13 @@ class TakeOver:
                     self.aggregator.admit(found)
             return found
 
+        passes = WholePasses(
+            losses, self._module, self._muted, not self._compiled, lambda t: _count(outputs, t)
+        )
+        passes.penalty = lambda: outputs.get("penalty")
         result = self.engine(
             self._module,
-            WholePasses(
-                losses, self._module, self._muted, not self._compiled, lambda t: _count(outputs, t)
-            ),
+            passes,
             self.aggregator,
             self.sharpness,
             loss_scale(self._trainer, self._module),
@@ -153,6 +155,10 @@ class TakeOver:
         # With gradients: the step of an energy or a PINN differentiates inside.
         with torch.enable_grad(), passes.repeating(), precision.forward_context():
             return self.engine.means(passes)
+
+    def declare_shared(self) -> None:
+        """Begin with the shared parameters that the module declares; called once they all exist."""
+        self._declare(shared=_declared(self._module, "shared_parameters") or ())
 
     def before_zero_grad(self) -> None:
         """A new group of accumulated batches begins."""
@@ -217,22 +223,40 @@ class TakeOver:
             )
         if isinstance(total, Tensor):
             if result.overflow is None:
-                self._check_total(total, _task_losses(outputs))
+                self._check_total(total, outputs)
             # The module's value with the engine's gradient.
             loss = loss + (total - loss.detach())
         return {**outputs, "loss": loss, "losses": result.losses}
 
-    def _check_total(self, total: Tensor, losses: Mapping[str, Tensor]) -> None:
-        """Compare them once, as this process has them."""
-        if self._total_checked or not losses:
+    def _check_total(self, total: Tensor, outputs: Mapping[str, Any]) -> None:
+        """Say once that a part of the total is not trained, as this process has it.
+
+        Looked at in the first step and in those that log, where the numbers come to the host
+        anyway.
+        """
+        losses = _task_losses(outputs)
+        logs = self._trainer._logger_connector.should_update_logs
+        if self._total_told or not losses or (self._total_seen and not logs):
             return
-        self._total_checked = True
-        given, summed = float(total), sum(float(loss) for loss in losses.values())
-        if abs(given - summed) > 0.01 * max(abs(given), abs(summed)):
+        self._total_seen = True
+        terms = [total, *losses.values()]
+        penalty = outputs.get("penalty", 0.0)
+        if isinstance(penalty, Tensor):
+            terms.append(penalty)
+        values = torch.stack([term.to(total.device, torch.float64) for term in terms]).tolist()
+        given, *parts = [*values, 0.0 if isinstance(penalty, Tensor) else float(penalty or 0.0)]
+        summed = math.fsum(parts)
+        # What a sum of so many terms in their type may be off by.
+        rounding = max(torch.finfo(term.dtype).eps for term in terms) * (len(terms) + 2)
+        missing = given - summed
+        if abs(missing) > rounding * (abs(given) + math.fsum(map(abs, parts))):
+            self._total_told = True
             rank_zero_warn(
-                f'"loss" is {given:.4g} and the "losses" sum to {summed:.4g}. With an aggregator '
-                'or TaskSAM only the "losses" are trained: weigh them themselves, and add other '
-                "terms (a penalty, an auxiliary loss) to one of them or as a task of their own.",
+                f'"loss" is {given:.6g} and the "losses" (with the "penalty", if there is one) sum '
+                f"to {summed:.6g}: {missing:.3g} of the total is not trained. With an aggregator "
+                'or TaskSAM only the "losses" and the "penalty" are: weigh the losses themselves, '
+                "add an auxiliary loss to one of them, and return what belongs to no task (a "
+                'penalty) as {"loss": total, "losses": {...}, "penalty": term}.',
                 category=UserWarning,
             )
 

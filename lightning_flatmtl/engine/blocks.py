@@ -121,16 +121,26 @@ class Blocks:
         if not params:
             return [[] for _ in layouts]
         loss = share_of(loss, self.processes.weight(self.shares[task]))
-        scale = self._setting.scale
-        if scale is not None:
-            loss = loss.float() * scale
-        grads = unscaled(self._grad(loss, params, retain_graph), scale)
+        grads = self._true_grad(loss, params, retain_graph)
         pieces: list[Sequence[Tensor | None]] = []
         start = 0
         for layout in layouts:
             pieces.append(grads[start : start + len(layout.params)])
             start += len(layout.params)
         return pieces
+
+    def differentiate_term(self, term: Tensor) -> Sequence[Tensor | None]:
+        """Gradients of what belongs to no task, for all trainable parameters; the graph stays."""
+        return self._true_grad(term, self.trainable, retain_graph=True)
+
+    def _true_grad(
+        self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        """The gradients, by way of the scaled loss if there is a loss scale."""
+        scale = self._setting.scale
+        if scale is not None:
+            loss = loss.float() * scale
+        return unscaled(self._grad(loss, params, retain_graph), scale)
 
     def _grad(
         self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool

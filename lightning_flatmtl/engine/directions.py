@@ -17,6 +17,7 @@ from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import Aggregation, Part, TaskGradients
 from lightning_flatmtl.engine.jacobian import Gradients
 from lightning_flatmtl.engine.measures import Measures
+from lightning_flatmtl.engine.penalty import add_penalty
 from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.sharpness import Sharpness
 from lightning_flatmtl.engine.surrogate import surrogate_loss
@@ -138,6 +139,7 @@ def surrogate(
     direction: Tensor,
     heads: Mapping[str, Tensor],
     weights: Tensor | None,
+    of_penalty: Mapping[Tensor, Tensor],
 ) -> tuple[Tensor, list[Tensor]]:
     """The loss whose gradient is the step, and the parameters that it gives zeros only.
 
@@ -148,6 +150,7 @@ def surrogate(
         direction: The direction of the shared block, ``[width]``.
         heads: The gradient of every head.
         weights: The weights of the losses.
+        of_penalty: The gradient of the penalty by parameter, added as it is.
     """
     params, gradients = blocks.shared_gradients(direction, reached)
     processes = blocks.processes
@@ -155,6 +158,8 @@ def surrogate(
         factor = processes.gain * (1.0 if weights is None else weights[i].item())
         params += head.params
         gradients += head.views(heads[task] if factor == 1.0 else scaled(heads[task], factor))
+    if of_penalty:
+        params, gradients = add_penalty(params, gradients, of_penalty)
     untouched: list[Tensor] = []
     if processes.size > 1 and not processes.sharded:
         # Data-parallel training waits for a gradient of every parameter.

@@ -50,6 +50,8 @@ class Partition:
         """Tasks whose loss has been observed."""
         self.hides = False
         """Whether a graph hid parameters, so that not all that are reached are known."""
+        self.penalised: set[Any] = set()
+        """Parameters that a penalty, which belongs to no task, has reached."""
         self.changes = 0
         """How often something new has been found."""
         self.declare(shared, heads)
@@ -115,6 +117,13 @@ class Partition:
                 self._owner[p] = _SHARED
                 self.changes += 1
 
+    def penalise(self, leaves: Iterable[Tensor]) -> None:
+        """Note what a penalty reaches; it says nothing about who shares it."""
+        new = set(leaves) - self.penalised
+        if new:
+            self.penalised |= new
+            self.changes += 1
+
     def refuse_hidden(self) -> None:
         """Refuse a graph that does not show what is shared.
 
@@ -160,7 +169,9 @@ class Partition:
     def state_dict(self, named: Mapping[str, nn.Parameter]) -> dict[str, Any]:
         """What has been found, by parameter name."""
         owners = {name: self._owner[p] for name, p in named.items() if p in self._owner}
-        return {"owners": owners, "seen": sorted(self.seen)}
+        state = {"owners": owners, "seen": sorted(self.seen)}
+        penalised = [name for name, p in named.items() if p in self.penalised]
+        return {**state, "penalised": penalised} if penalised else state
 
     def load_state_dict(self, state: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> None:
         """Continue from :meth:`state_dict`; what is declared stays as declared."""
@@ -168,6 +179,7 @@ class Partition:
             if name in named and named[name] not in self._declared:
                 self._owner[named[name]] = owner
         self.seen.update(state["seen"])
+        self.penalised.update(named[name] for name in state.get("penalised", ()) if name in named)
         self.changes += 1
 
     def merge(self, states: Sequence[Mapping[str, Any]], named: Mapping[str, nn.Parameter]) -> None:
@@ -183,11 +195,12 @@ class Partition:
             name: next(iter(those)) if len(those) == 1 else _SHARED for name, those in found.items()
         }
         seen = {task for state in states for task in state["seen"]}
-        self.load_state_dict({"owners": owners, "seen": seen}, named)
+        penalised = {name for state in states for name in state.get("penalised", ())}
+        self.load_state_dict({"owners": owners, "seen": seen, "penalised": penalised}, named)
 
     def unreached(self, params: Sequence[nn.Parameter]) -> list[nn.Parameter]:
-        """Those of ``params`` that no loss has reached so far."""
-        return [p for p in params if p not in self._owner]
+        """Those of ``params`` that no loss and no penalty has reached so far."""
+        return [p for p in params if p not in self._owner and p not in self.penalised]
 
 
 def _is_leaf(node: Node) -> bool:

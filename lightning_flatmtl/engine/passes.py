@@ -55,6 +55,8 @@ class Passes(ABC):
         self._start: BufferSnapshot | None = None
         self._heads: Sequence[Sequence[Tensor]] = ()
         self._put_back: Callable[[], None] | None = None
+        self.penalty: Callable[[], Any] | None = None
+        """Computes the term that belongs to no task, asked once, after the clean pass."""
         self.features: list[Tensor] | None = None
         """The features with their graph, if the task Jacobian is to be taken there."""
         self.common: set[Any] = set()

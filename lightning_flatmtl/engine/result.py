@@ -24,6 +24,7 @@ class StepResult:
             so that the scaler skips the step.
         untouched: Parameters that no process's losses reach: with several processes they get
             gradients of zero, which the host takes away again after the backward pass.
+        penalty: What was added to the losses and belongs to no task, detached; ``None`` without.
     """
 
     loss: Tensor
@@ -33,6 +34,7 @@ class StepResult:
     dead: bool = False
     overflow: str | None = None
     untouched: Sequence[Tensor] = ()
+    penalty: Tensor | None = None
 
     @property
     def total(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Algorithm 1 of *Improving Multi-task Learning via Seeking Task-based Flat Regions*."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,14 @@ from lightning_flatmtl.engine.jacobian import task_gradients
 from lightning_flatmtl.engine.measures import Ascent, measure, measure_second
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.passes import Passes
+from lightning_flatmtl.engine.penalty import (
+    PENALTY,
+    Penalty,
+    check_penalty,
+    checked_penalty,
+    note_reached,
+    penalty_gradients,
+)
 from lightning_flatmtl.engine.perturbation import sam_gradients
 from lightning_flatmtl.engine.processes import Alone, Processes
 from lightning_flatmtl.engine.result import StepResult
@@ -96,7 +105,10 @@ class MultiTaskStep:
             sharpness = None
         by_task = sharpness is not None or aggregation.needs_gradients or self.processes.sharded
         named = self._prepare(module, passes, sharpness)
-        losses, shares = self._clean_losses(module, named, passes, last, by_task)
+        losses, term, shares = self._clean_losses(module, named, passes, last, by_task)
+        penalty = None
+        if PENALTY in shares:
+            penalty = Penalty(term, shares.pop(PENALTY) * self.processes.gain)
         if not shares:
             return None
         setting = Setting(
@@ -111,11 +123,15 @@ class MultiTaskStep:
         )
         try:
             if not by_task:
-                return weighted_sum(losses, setting, aggregation)
+                return weighted_sum(losses, setting, aggregation, penalty)
             self.partition.refuse_hidden()
             blocks = _blocks(setting, passes, sharpness)
             with blocks.differentiating():
-                return _algorithm_1(losses, blocks, passes, aggregation, sharpness, scale)
+                of_penalty = _of_penalty(penalty, blocks, self.partition, scale)
+                result = _algorithm_1(
+                    losses, blocks, passes, aggregation, sharpness, scale, of_penalty
+                )
+            return result if penalty is None else _with_penalty(result, penalty)
         except ScaledOverflowError as overflow:
             return to_be_skipped(losses, setting, passes.features, str(overflow))
 
@@ -155,15 +171,19 @@ class MultiTaskStep:
         passes: Passes,
         last: bool,
         by_task: bool,
-    ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """The losses of this process, and its share of every task that any process has."""
+    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, float]]:
+        """Losses and penalty of this process, and its share of all that any process has."""
         self.processes.check_plan(passes.planned(), module)
         losses: dict[str, Tensor] = {}
+        penalty: Tensor | None = None
         error = None
         try:
             # The mean over no samples is no loss; it may be NaN.
             losses = {task: loss for task, loss in passes.clean().items() if passes.count(task) > 0}
             check_graphs(losses)
+            if losses and passes.penalty is not None:
+                penalty = checked_penalty(passes.penalty(), self.processes)
+                note_reached(penalty, self.partition, self.processes)
             if not self.processes.sharded:
                 self.partition.share(passes.common)
                 self.partition.observe(losses)
@@ -172,10 +192,12 @@ class MultiTaskStep:
         except Exception as raised:
             error = raised  # the other processes are told before it goes on
         counts = {task: passes.count(task) for task in losses}
+        if penalty is not None:
+            counts[PENALTY] = 1.0
         shares = self.processes.agree(counts, self.partition, module, named, last, error)
         if self.processes.sharded:  # then all processes have the same tasks
             self._probe(module, named, losses)
-        return losses, shares
+        return losses, penalty, shares
 
     def _probe(
         self, module: nn.Module, named: Mapping[str, nn.Parameter], losses: dict[str, Tensor]
@@ -201,6 +223,7 @@ def _algorithm_1(
     aggregation: Aggregation,
     sharpness: Sharpness | None,
     scale: Tensor | None,
+    of_penalty: Mapping[Tensor, Tensor],
 ) -> StepResult:
     check_finite = Finite(blocks.tasks, scaled=scale is not None)
 
@@ -235,7 +258,9 @@ def _algorithm_1(
     # Line 10: hand the gradients of the shared parameters and of the heads to the optimizer.
     if blocks.processes.size > 1:
         losses = means_of(losses, blocks.tasks, measures.losses)
-    loss, untouched = surrogate(losses, blocks, measures.reached, direction, second.heads, weights)
+    loss, untouched = surrogate(
+        losses, blocks, measures.reached, direction, second.heads, weights, of_penalty
+    )
     return StepResult(
         loss=loss,
         losses=losses,
@@ -244,6 +269,24 @@ def _algorithm_1(
         dead=measures.dead,
         untouched=untouched,
     )
+
+
+def _of_penalty(
+    penalty: Penalty | None, blocks: Blocks, partition: Partition, scale: Tensor | None
+) -> dict[Tensor, Tensor]:
+    """The gradient of what belongs to no task, taken while the graph is there."""
+    if penalty is None:
+        return {}
+    with statistics_put_back(blocks.module):
+        found = penalty_gradients(penalty, blocks, partition)
+    check_penalty(penalty, found, blocks.processes, scaled=scale is not None)
+    return found
+
+
+def _with_penalty(result: StepResult, penalty: Penalty) -> StepResult:
+    if penalty.value is None:
+        return result
+    return replace(result, loss=result.loss + penalty.value, penalty=penalty.value)
 
 
 def _blocks(setting: Setting, passes: Passes, sharpness: Sharpness | None) -> Blocks:

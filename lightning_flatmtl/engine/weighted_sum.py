@@ -10,6 +10,7 @@ from lightning_flatmtl.engine.checks import Finite
 from lightning_flatmtl.engine.combination import bounded_factor, refuse_infinite_weights
 from lightning_flatmtl.engine.gradients import Aggregation
 from lightning_flatmtl.engine.partition import reached_parameters
+from lightning_flatmtl.engine.penalty import Penalty, check_penalty
 from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.surrogate import surrogate_loss
 
@@ -17,7 +18,10 @@ __all__ = ["means_of", "weighted_sum"]
 
 
 def weighted_sum(
-    losses: Mapping[str, Tensor], setting: Setting, aggregation: Aggregation
+    losses: Mapping[str, Tensor],
+    setting: Setting,
+    aggregation: Aggregation,
+    penalty: Penalty | None = None,
 ) -> StepResult:
     """Differentiate nothing here: the weighted sum of the losses has the right gradient itself.
 
@@ -25,6 +29,7 @@ def weighted_sum(
         losses: The losses that this process has, with their graphs.
         setting: What is known of the step.
         aggregation: Gives the weights.
+        penalty: Added to the sum as it is.
 
     Raises:
         NonFiniteError: If a loss is NaN or infinite, without loss scaling, or a weight is.
@@ -33,6 +38,7 @@ def weighted_sum(
     shares, processes = setting.shares, setting.processes
     values = _values(losses, setting)
     Finite(tuple(shares), scaled=setting.scale is not None)(values, "loss")
+    check_penalty(penalty, {}, processes, scaled=setting.scale is not None)
     weights = aggregation.loss_weights(tuple(shares), values)
     refuse_infinite_weights(weights, tuple(shares), aggregation)
     factors = [1.0] * len(shares) if weights is None else weights.tolist()
@@ -42,16 +48,26 @@ def weighted_sum(
             loss = losses[task]
             term = share_of(loss, bounded_factor(factor * share * processes.gain, loss.dtype))
             total = term if total is None else total + term
+    terms = list(losses.values())
+    if penalty is not None and penalty.term is not None:
+        term = share_of(penalty.term, penalty.weight)
+        total = term if total is None else total + term
+        terms.append(penalty.term)
     detached = {task: loss.detach() for task, loss in losses.items()}
+    added = None if penalty is None else penalty.value
     if processes.size == 1:
         assert total is not None
-        return StepResult(total, detached)
+        return StepResult(total, detached, penalty=added)
     # Data-parallel training waits for a gradient of every parameter.
-    zeros = _zeros_for(losses, setting)
+    zeros = _zeros_for(terms, setting)
+    untouched = setting.partition.untouched(setting.trainable, shares)
+    if penalty is not None:
+        untouched = [p for p in untouched if p not in setting.partition.penalised]
     return StepResult(
         loss=zeros if total is None else total + zeros.to(total),
         losses=means_of(detached, tuple(shares), values),
-        untouched=setting.partition.untouched(setting.trainable, shares),
+        untouched=untouched,
+        penalty=added,
     )
 
 
@@ -80,9 +96,9 @@ def _values(losses: Mapping[str, Tensor], setting: Setting) -> Tensor:
     return setting.processes.sum_on_host(torch.stack(mine).cpu())
 
 
-def _zeros_for(losses: Mapping[str, Tensor], setting: Setting) -> Tensor:
-    """A loss with gradients of zero for the parameters that the losses of this process miss."""
-    reached = reached_parameters(losses.values())
+def _zeros_for(terms: Sequence[Tensor], setting: Setting) -> Tensor:
+    """A loss with gradients of zero for the parameters that the terms of this process miss."""
+    reached = reached_parameters(terms)
     others = [p for p in setting.trainable if p not in reached]
     zero = torch.zeros((), device=setting.trainable[0].device)
     return surrogate_loss(zero, others, [torch.zeros_like(p) for p in others])
