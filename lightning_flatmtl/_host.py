@@ -21,6 +21,7 @@ __all__ = [
     "Host",
     "aggregator_of",
     "loss_scale",
+    "optimized",
     "processes_of",
     "refuse_second",
     "refuse_unfit_callbacks",
@@ -72,6 +73,12 @@ def loss_scale(trainer: Trainer, module: LightningModule) -> Tensor | None:
         return None
     scale: Tensor = scaler.scale(torch.ones((), device=module.device))
     return scale
+
+
+def optimized(trainer: Trainer) -> list[Tensor]:
+    """What the Trainer's optimizers train, parameters that the module does not know among it."""
+    groups = (group for optimizer in trainer.optimizers for group in optimizer.param_groups)
+    return [p for group in groups for p in group["params"]]
 
 
 def refuse_unfit_callbacks(trainer: Trainer) -> None:

@@ -59,6 +59,7 @@ class EpochReports(Callback):
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
         self._give_back()
+        _typed(pl_module).end_fit()
 
     def _give_back(self) -> None:
         while self._borrowed:

@@ -13,7 +13,14 @@ from torchmetrics import MetricCollection
 from typing_extensions import override
 
 from lightning_flatmtl._batches import batch_size, is_pair, per_task, target_names
-from lightning_flatmtl._host import Host, aggregator_of, loss_scale, processes_of, sharpness_of
+from lightning_flatmtl._host import (
+    Host,
+    aggregator_of,
+    loss_scale,
+    optimized,
+    processes_of,
+    sharpness_of,
+)
 from lightning_flatmtl._manual import ManualOptimization
 from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._reports import EpochReports
@@ -288,7 +295,8 @@ class MultiTaskModule(LightningModule, Host):
         if self._overrides("penalty"):
             passes.penalty = lambda: self.penalty(batch, batch_idx)
         last = self.trainer.is_last_batch
-        result = self.engine(self, passes, self.aggregator, sharpness, scale, last)
+        trained = optimized(self.trainer)
+        result = self.engine(self, passes, self.aggregator, sharpness, scale, last, trained)
         self._manual.optimize(self, result, batch_idx)
         self.last_step = None if result is None else result.detached()
         if result is None:

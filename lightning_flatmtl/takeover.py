@@ -18,6 +18,7 @@ from lightning_flatmtl._compile import SeveralBackwards
 from lightning_flatmtl._host import (
     aggregator_of,
     loss_scale,
+    optimized,
     processes_of,
     refuse_unfit_trainer,
     sharpness_of,
@@ -122,6 +123,7 @@ class TakeOver:
             self.sharpness,
             loss_scale(self._trainer, self._module),
             self._trainer.is_last_batch,
+            optimized(self._trainer),
         )
         self._step_untouched = () if result is None else result.untouched
         if result is None and self.engine.processes.size > 1:

@@ -1,6 +1,6 @@
 """Algorithm 1 of *Improving Multi-task Learning via Seeking Task-based Flat Regions*."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 import torch
@@ -38,6 +38,7 @@ from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.sharded import ShardedBlocks, reshard
 from lightning_flatmtl.engine.sharpness import Sharpness
 from lightning_flatmtl.engine.together import synchronised_layers
+from lightning_flatmtl.engine.unregistered import with_unregistered
 from lightning_flatmtl.engine.weighted_sum import means_of, weighted_sum
 from lightning_flatmtl.engine.workspace import Workspace
 
@@ -78,6 +79,7 @@ class MultiTaskStep:
         sharpness: Sharpness | None = None,
         scale: Tensor | None = None,
         last: bool = False,
+        optimized: Iterable[Tensor] = (),
     ) -> StepResult | None:
         """Run the passes and return the loss to differentiate.
 
@@ -90,12 +92,14 @@ class MultiTaskStep:
             scale: The loss scale of 16-bit training, a scalar: the backward passes run on scaled
                 losses, everything else sees true gradients. What is not finite then overflowed.
             last: Whether this process has no batch after this one.
+            optimized: What the optimizer trains, with what ``module`` does not know of it.
 
         Returns:
             The result, or ``None`` when no process has any loss.
 
         Raises:
-            ValueError: If a loss is not a scalar or reaches no trainable parameter.
+            ValueError: If a loss is not a scalar or reaches no trainable parameter, or, with
+                several processes, if the optimizer trains what the module does not know.
             NonFiniteError: If a loss or a task gradient is NaN or infinite, without loss scaling,
                 or the direction is.
             ProcessError: If another process cannot go on.
@@ -104,7 +108,8 @@ class MultiTaskStep:
         if sharpness is not None and not sharpness.active:
             sharpness = None
         by_task = sharpness is not None or aggregation.needs_gradients or self.processes.sharded
-        named = self._prepare(module, passes, sharpness)
+        by_hand = by_task or self.processes.size > 1  # else a backward pass reaches everything
+        named = self._prepare(module, passes, sharpness, optimized if by_hand else ())
         losses, term, shares = self._clean_losses(module, named, passes, last, by_task)
         penalty = None
         if PENALTY in shares:
@@ -150,12 +155,17 @@ class MultiTaskStep:
         return self.processes.means(losses, {task: passes.count(task) for task in losses})
 
     def _prepare(
-        self, module: nn.Module, passes: Passes, sharpness: Sharpness | None
+        self,
+        module: nn.Module,
+        passes: Passes,
+        sharpness: Sharpness | None,
+        optimized: Iterable[Tensor],
     ) -> dict[str, nn.Parameter]:
         """What is to be done before the clean pass; returns the parameters by name."""
         if self.processes.sharded:
             reshard(module)  # its layers show other parameters during the passes
-        named = dict(module.named_parameters())
+        registered = dict(module.named_parameters())
+        named = with_unregistered(registered, optimized, module, self.processes)
         if sharpness is not None:
             passes.keep_start()
             by_head = sharpness.point == "separate" and sharpness.moves_heads
