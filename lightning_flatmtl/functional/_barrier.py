@@ -6,9 +6,11 @@ import numpy as np
 
 from lightning_flatmtl.functional._convergence import warn_not_converged
 from lightning_flatmtl.functional._gram import EPS, Array, rounding
+from lightning_flatmtl.functional._nonnegative import solve_symmetric
 from lightning_flatmtl.functional.min_norm import min_norm_point, vanishes
 
-_MAX_STEPS = 1000  # 3 to 10 are usual; hundreds where solutions span 100 decades
+_MAX_STEPS = 150  # 3 to 10 are usual; hundreds would be where solutions span 100 decades
+_LEAST, _MOST = 1e-150, 1e150  # of components: squares and quotients of them are numbers
 _MAX_HALVINGS = 60
 _MAX_FACTOR = 100.0
 _LAST_STEP = EPS**0.5
@@ -32,13 +34,17 @@ def solve_barrier(C: Array, log_t: Array, p: float) -> Array | None:
         :math:`z \ge 0` has :math:`C z = 0`, here to within rounding.
     """
     sizes, longest, checked = np.abs(C), np.inf, False
-    z: Array = np.exp(log_t / (1 + p))  # the solution for orthogonal rows
+    # The solution for orthogonal rows.
+    z: Array = np.clip(np.exp(log_t / (1 + p)), _LEAST, _MOST)
     # A trial step may overflow where p is large; it is then too long, and is shortened.
     with np.errstate(over="ignore", invalid="ignore"):
         for _ in range(_MAX_STEPS):
             target = _target(z, log_t, p)
             factor = _balance(float(z @ C @ z), float(target.sum()), p)
-            z, target = factor * z, factor ** (1 - p) * target
+            z = np.clip(factor * z, _LEAST, _MOST)
+            if z.max() >= _MOST:
+                break
+            target = _target(z, log_t, p)
             residual = z * (C @ z) - target
             noise = rounding(len(z)) * (z * (sizes @ z) + target)
             # Equations that drown in rounding error: z grows along the kernel, or is close to it.
@@ -47,6 +53,8 @@ def solve_barrier(C: Array, log_t: Array, p: float) -> Array | None:
                 if vanishes(min_norm_point(np.ones(len(z)), C), C):
                     return None
             step = _newton_step(C, z, p * target, residual)
+            if not np.isfinite(step).all():  # beyond the range of numbers
+                break
             previous, longest = longest, float(np.abs(step).max())
             # Steps this short shrink quadratically: the next would be rounding error, or, if
             # the last did not even halve, they are rounding error already.
@@ -56,6 +64,8 @@ def solve_barrier(C: Array, log_t: Array, p: float) -> Array | None:
             # Small components still move when the potential does not show it any more.
             allowed = -0.5 * float(step @ residual) + float(np.abs(step) @ noise)
             z = _damped(C, z, log_t, p, step, allowed)
+    if z.max() >= _MOST or vanishes(z, C):  # it ran away along the kernel
+        return None
     warn_not_converged("Newton's method", _MAX_STEPS)
     return z
 
@@ -71,8 +81,10 @@ def _balance(left: float, right: float, p: float) -> float:
     It is reached in one go where Newton's method would double ``z`` time and again: along the
     kernel of ``C``, where the balance of both sides of the equation lies at infinity.
     """
+    if not 0 < right < np.inf:  # beyond the range of numbers; the steps find their way back
+        return 1.0
     left = max(left, right * _MAX_FACTOR ** -(1 + p))
-    return float((right / left) ** (1 / (1 + p)))
+    return float((right / left) ** (1 / (1 + p))) if left > 0 else _MAX_FACTOR
 
 
 def _newton_step(C: Array, z: Array, curvature: Array, residual: Array) -> Array:
@@ -83,7 +95,7 @@ def _newton_step(C: Array, z: Array, curvature: Array, residual: Array) -> Array
     hessian = factor[:, None] * C * factor
     # The diagonal of the sum is 1; the ridge of rounding size keeps a kernel from stopping it.
     hessian.flat[:: len(z) + 1] = 1 + EPS
-    return np.asarray(-scale * np.linalg.solve(hessian, scale * residual))
+    return np.asarray(-scale * solve_symmetric(hessian, scale * residual))
 
 
 def _damped(C: Array, z: Array, log_t: Array, p: float, step: Array, allowed: float) -> Array:

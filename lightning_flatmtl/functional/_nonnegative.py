@@ -72,8 +72,10 @@ def solve_nonnegative_many(K: Array, Q: Array) -> Array:
             support = (support ^ infeasible)[unsolved]
             if len(open_problems) == 0:
                 break
+    start = None
     for problem in open_problems:
-        solutions[problem] = solve_nonnegative(K, Q[problem])
+        # Most columns that one solution needs the next one needs too.
+        start = solutions[problem] = solve_nonnegative(K, Q[problem], start=start)
     return solutions
 
 
@@ -100,6 +102,15 @@ def is_safely_definite(K: Array) -> bool:
     return bool(factor.diagonal().min(initial=1.0) ** 2 > _SAFE_PIVOT)
 
 
+def solve_symmetric(K: Array, q: Array) -> Array:
+    """The solution of ``K x = q``, the shortest of the best ones where ``K`` is singular."""
+    try:
+        x: Array = np.linalg.solve(K, q)
+    except np.linalg.LinAlgError:
+        x = np.linalg.lstsq(K, q, rcond=rounding(len(q)))[0]
+    return x
+
+
 def _noise(K: Array, size: Array, v: Array) -> Array:
     """Rounding error of each component of the slope ``q - K v``."""
     noise: Array = rounding(len(v)) * (size + np.abs(K) @ np.abs(v))
@@ -115,7 +126,7 @@ def _block_pivoting(K: Array, q: Array, size: Array, support: Mask, definite: bo
         if not (definite or is_safely_definite(block)):
             return None
         v = np.zeros_like(q)
-        v[index] = np.linalg.solve(block, q[index])
+        v[index] = solve_symmetric(block, q[index])
         infeasible = np.where(support, v <= 0, q - K @ v > _noise(K, size, v))
         count = int(np.count_nonzero(infeasible))
         if count == 0:
@@ -154,7 +165,7 @@ def _enter(
 ) -> tuple[Array, float]:
     """Let one variable in; the new point and the decrease of the objective it promises."""
     index = np.flatnonzero(v)
-    mix = np.linalg.solve(K[index[:, None], index], K[index, entering])
+    mix = solve_symmetric(K[index[:, None], index], K[index, entering])
     pivot = float(K[entering, entering] - K[entering, index] @ mix)
     noise = rounding(len(q)) * float(1 + np.abs(mix).sum()) ** 2
     support = v > 0
@@ -183,7 +194,7 @@ def _descend(K: Array, q: Array, v: Array, support: Mask) -> Array:
     x = v[index]
     result = np.zeros_like(v)
     while len(index):
-        target = np.linalg.solve(K[index[:, None], index], q[index])
+        target = solve_symmetric(K[index[:, None], index], q[index])
         blocking = np.flatnonzero(target <= 0)
         if len(blocking) == 0:
             result[index] = target

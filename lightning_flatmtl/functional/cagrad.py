@@ -16,7 +16,11 @@ from lightning_flatmtl.functional._gram import (
     semidefinite_unit_gram,
     to_tensor,
 )
-from lightning_flatmtl.functional._nonnegative import is_safely_definite, solve_nonnegative
+from lightning_flatmtl.functional._nonnegative import (
+    is_safely_definite,
+    solve_nonnegative,
+    solve_symmetric,
+)
 from lightning_flatmtl.functional.min_norm import min_norm_point, vanishes
 
 _MAX_LEVELS = 200
@@ -132,13 +136,13 @@ class _Levels:
         """The level that reaches the radius on the support of ``v``, else the bracket's middle."""
         index = np.flatnonzero(v)
         shares = self.shares[index]
-        growth = np.linalg.solve(self.unit.cosines[index[:, None], index], shares)
+        growth = solve_symmetric(self.unit.cosines[index[:, None], index], shares)
         slope, curvature = float(shares @ v[index]), float(shares @ growth)
         root = slope**2 - curvature * excess
         if root >= 0 and slope + math.sqrt(root) > 0:
-            level -= excess / (slope + math.sqrt(root))
-            if low < level < high:
-                return level
+            better = level - excess / (slope + math.sqrt(root))
+            if low < better < high:
+                return better
         return 0.5 * (low + high)
 
     def correction(self, level: float, start: Array | None) -> Array:

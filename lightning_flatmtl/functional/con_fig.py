@@ -22,8 +22,8 @@ def config_weights(gram: Tensor) -> Tensor:
     it lies on the line of :func:`imtl_g_weights`, with another length.
 
     Degenerate inputs: zero rows are left out (weight 0). For linearly dependent rows the
-    pseudo-inverse gives the vector whose projections are nearest to equal; for an exactly opposed
-    pair alone, or wherever it is zero, the direction is zero.
+    pseudo-inverse gives the shortest vector whose projections are nearest to equal, whatever their
+    order; for an exactly opposed pair alone, or wherever it is zero, the direction is zero.
 
     Args:
         gram: Gram matrix :math:`K = G G^\top` of the gradients, ``[m, m]``.
@@ -45,8 +45,7 @@ def config_weights(gram: Tensor) -> Tensor:
     y = _pseudo_inverse_of_ones(unit.cosines)
     projections = unit.cosines @ y
     square = float(y @ projections)
-    # Below rounding error the vector is zero: no direction has equal projections.
-    if square <= rounding(len(y)) * float(np.abs(y).sum()) ** 2:
+    if square <= 0:  # no direction has projections that are equal at all
         return to_tensor(np.zeros(unit.size))
     length = math.sqrt(square)
     total = float(unit.norms @ projections) / length
@@ -54,9 +53,15 @@ def config_weights(gram: Tensor) -> Tensor:
 
 
 def _pseudo_inverse_of_ones(cosines: Array) -> Array:
+    """The shortest ``y`` for which ``cosines y`` is nearest to 1; zeros where that is no help."""
     y = solve_ones(cosines)
     if y is not None:
         return y
     values, vectors, kernel = eigenpairs(cosines)
-    part: Array = vectors[:, ~kernel] @ (vectors[:, ~kernel].sum(axis=0) / values[~kernel])
+    vectors, values = vectors[:, ~kernel], values[~kernel]
+    parts = vectors.sum(axis=0)
+    # Sums of entries that cancel are the rounding error of the eigenvectors, which is that of
+    # the matrix over the distance to the other eigenvalues.
+    parts[np.abs(parts) <= len(cosines) * rounding(len(cosines)) * values[-1] / values] = 0.0
+    part: Array = vectors @ (parts / values)
     return part

@@ -80,16 +80,16 @@ def equal_projections(cosines: Array) -> Array:
 
 
 def solve_ones(cosines: Array) -> Array | None:
-    """The solution of ``cosines y = 1``; None if the rows depend on each other, to rounding."""
-    ones = np.ones(len(cosines))
+    """The solution of ``cosines y = 1``; None if the rows may depend on each other."""
     try:
-        pivots = np.linalg.cholesky(cosines).diagonal() ** 2
+        inverse = np.linalg.inv(cosines)
     except np.linalg.LinAlgError:
         return None
-    # A pivot beyond its rounding error: the rows are independent.
-    if pivots.min() <= len(ones) * rounding(len(ones)):
+    # Pivots do not tell: that of a dependent row is the rounding error times the growth of all
+    # steps before it. The norm of the inverse does, whatever the order of the rows.
+    if not np.abs(inverse).sum(axis=1).max() * EPS**0.5 < 1:
         return None
-    y: Array = np.linalg.solve(cosines, ones).astype(np.float64, copy=False)
+    y: Array = np.linalg.solve(cosines, np.ones(len(cosines))).astype(np.float64, copy=False)
     return y
 
 
