@@ -37,6 +37,7 @@ from lightning_flatmtl.engine import (
     WholePasses,
 )
 from lightning_flatmtl.engine.checks import check_scalars
+from lightning_flatmtl.engine.failed import FailedPasses
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.task import Task
@@ -283,13 +284,11 @@ class MultiTaskModule(LightningModule, Host):
         """One step of Algorithm 1 with the Trainer's aggregator and TaskSAM."""
         self._loader = 0
         self._labels = {}
-        if not (self._overrides("losses") or self._overrides("task_loss")):
-            self.watch.before_step(target_names(batch))
         sharpness = self.sharpness
         if self.engine.processes.size > 1:
             self._log_in_step("train")
         scale = loss_scale(self.trainer, self)
-        passes = self._passes(batch, batch_idx)
+        passes = self._read(batch, batch_idx)
         if self.aggregator is not None and self.aggregator.looks_again:
             self._latest = batch, batch_idx
         if self._overrides("penalty"):
@@ -428,6 +427,20 @@ class MultiTaskModule(LightningModule, Host):
         if trainer.validating or trainer.sanity_checking:
             return "val"
         return "train" if trainer.training else "test" if trainer.testing else None
+
+    def _read(self, batch: Any, batch_idx: int) -> Passes:
+        """The passes of a batch of training.
+
+        With several processes an error is not raised here: the others would wait for this one.
+        """
+        try:
+            if not (self._overrides("losses") or self._overrides("task_loss")):
+                self.watch.before_step(target_names(batch))
+            return self._passes(batch, batch_idx)
+        except Exception as error:
+            if self.engine.processes.size == 1:
+                raise
+            return FailedPasses(error, self, planned=not self._overrides("losses"))
 
     def _passes(self, batch: Any, batch_idx: int) -> Passes:
         if self._overrides("losses"):

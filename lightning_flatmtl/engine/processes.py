@@ -57,17 +57,25 @@ class Processes:
     sharded = False
     """Whether each process holds a part of every parameter; gradients are summed already then."""
 
-    def check_plan(self, plan: tuple[int, list[str]] | None, module: nn.Module) -> None:
+    def check_plan(
+        self,
+        plan: tuple[int, list[str]] | None,
+        module: nn.Module,
+        error: Exception | None = None,
+    ) -> None:
         """Refuse passes in which a layer would wait for a process that does not come to it.
 
         Args:
             plan: How many encoder passes and which heads this process is about to run.
             module: The model.
+            error: What was wrong with the batch of this process.
 
         Raises:
             ProcessError: If the processes are about to run different parts of a model whose layers
-                wait for each other.
+                wait for each other, or if another process cannot go on.
         """
+        if error is not None:
+            raise error
 
     def agree(
         self,
@@ -127,8 +135,24 @@ class Processes:
         """The shards ``[m, width / R]`` of all processes side by side, ``[m, width]``."""
         return shard
 
-    def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, float]) -> dict[str, Tensor]:
-        """The losses of known tasks, each the mean over the samples of all processes."""
+    def means(
+        self,
+        losses: Mapping[str, Tensor],
+        counts: Mapping[str, float],
+        error: Exception | None = None,
+    ) -> dict[str, Tensor]:
+        """The losses of known tasks, each the mean over the samples of all processes.
+
+        Args:
+            losses: The losses of this process.
+            counts: The number of samples behind each.
+            error: What went wrong in this process.
+
+        Raises:
+            ProcessError: If another process cannot go on.
+        """
+        if error is not None:
+            raise error
         return dict(losses)
 
     def close(self) -> None:

@@ -146,13 +146,16 @@ class MultiTaskStep:
         To be asked for in all processes, of a batch whose tasks they have agreed on before. They
         come without their graphs.
         """
-        losses = {
-            task: loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
-            for task, loss in passes.clean().items()
-        }
-        if self.processes.size == 1:
-            return losses
-        return self.processes.means(losses, {task: passes.count(task) for task in losses})
+        losses: dict[str, Tensor] = {}
+        counts: dict[str, float] = {}
+        error = None
+        try:
+            for task, loss in passes.clean().items():
+                losses[task] = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
+                counts[task] = passes.count(task)
+        except Exception as raised:
+            error = raised  # the other processes are told before it goes on
+        return self.processes.means(losses, counts, error)
 
     def _prepare(
         self,
@@ -183,10 +186,14 @@ class MultiTaskStep:
         by_task: bool,
     ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, float]]:
         """Losses and penalty of this process, and its share of all that any process has."""
-        self.processes.check_plan(passes.planned(), module)
+        plan, error = None, None
+        try:
+            plan = passes.planned()
+        except Exception as raised:
+            error = raised
+        self.processes.check_plan(plan, module, error)
         losses: dict[str, Tensor] = {}
         penalty: Tensor | None = None
-        error = None
         try:
             # The mean over no samples is no loss; it may be NaN.
             losses = {task: loss for task, loss in passes.clean().items() if passes.count(task) > 0}

@@ -34,12 +34,19 @@ class Together(Processes):
         # A few numbers a step on the host: neither the device nor its queue is disturbed.
         self._host: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
-    def check_plan(self, plan: tuple[int, list[str]] | None, module: nn.Module) -> None:
+    def check_plan(
+        self,
+        plan: tuple[int, list[str]] | None,
+        module: nn.Module,
+        error: Exception | None = None,
+    ) -> None:
         """See :meth:`Processes.check_plan`; one exchange, for models with such layers only."""
         layers = waiting_layers(module)
-        if plan is None or not layers:
-            return
-        plans = self._everyones(plan)
+        if not layers or (plan is None and error is None):
+            return  # an error comes again in the clean pass, and is told then
+        answers = self._everyones((plan, self._reason(error)))
+        self._refuse_failed(error, [reason for _, reason in answers])
+        plans = [plan for plan, _ in answers]
         passes = [encodings for encodings, _ in plans]
         if len(set(passes)) > 1:
             raise ProcessError(
@@ -96,11 +103,18 @@ class Together(Processes):
         return self.sum_on_host(torch.tensor(vector, dtype=torch.float64)).tolist()
 
     def _end_all(self, error: Exception | None) -> None:
-        reason = None if error is None else f"process {self.rank}: {type(error).__name__}: {error}"
-        reasons = [r for r in self._everyones(reason) if r is not None]
+        self._refuse_failed(error, self._everyones(self._reason(error)))
+
+    def _reason(self, error: Exception | None) -> str | None:
+        return None if error is None else f"process {self.rank}: {type(error).__name__}: {error}"
+
+    def _refuse_failed(self, error: Exception | None, reasons: Sequence[str | None]) -> None:
+        """Raise the error of this process, or say what another one has told."""
         if error is not None:
             raise error
-        raise ProcessError("Another process failed. " + " ".join(reasons))
+        told = [reason for reason in reasons if reason is not None]
+        if told:
+            raise ProcessError("Another process failed. " + " ".join(told))
 
     def _exchange(
         self,
@@ -129,11 +143,21 @@ class Together(Processes):
         dist.all_reduce(tensor, group=self._host)
         return tensor
 
-    def means(self, losses: Mapping[str, Tensor], counts: Mapping[str, float]) -> dict[str, Tensor]:
+    def means(
+        self,
+        losses: Mapping[str, Tensor],
+        counts: Mapping[str, float],
+        error: Exception | None = None,
+    ) -> dict[str, Tensor]:
         """See :meth:`Processes.means`."""
         n = [counts.get(task, 0.0) for task in self._tasks]
         sums = [float(losses[t]) * c if c else 0.0 for t, c in zip(self._tasks, n, strict=True)]
-        both = self.sum_on_host(torch.tensor([sums, n], dtype=torch.float64))
+        failed = float(error is not None)
+        mine = torch.tensor([[*sums, failed], [*n, 0.0]], dtype=torch.float64)
+        summed = self.sum_on_host(mine)
+        if summed[0, -1] > 0:
+            self._end_all(error)
+        both = summed[:, :-1]
         means = dict(zip(self._tasks, (both[0] / both[1]).unbind(), strict=True))
         return {task: mean for task, mean in means.items() if not mean.isnan()}
 

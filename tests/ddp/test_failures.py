@@ -4,17 +4,20 @@ import os
 import signal
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_flatmtl import TaskSAM
 from lightning_flatmtl.aggregators import FAMO, CAGrad
 from tests.ddp.cases import case, caught
 from tests.ddp.launch import Outcome, launch
-from tests.ddp.net import Batch, batches, share, trunk
-from tests.ddp.training import HOSTS, train
+from tests.ddp.net import Batch, batches, sgd, share, trunk
+from tests.ddp.training import HOSTS, batch_norm, train
 from tests.ddp.worker import Place
 
 pytestmark = pytest.mark.ddp
@@ -80,7 +83,32 @@ def not_a_number(place: Place, host: str, method: Any) -> Any:
     return train(place, host, method, mine=mine)
 
 
-KINDS = {"raise": partial(trapped, go_off=stumble), "fewer": fewer, "nan": not_a_number}
+def unreadable(place: Place, host: str, method: Any, synced: bool = False) -> Any:
+    """The last process gets a batch of another form."""
+    mine: list[Any] = [share(batch, place) for batch in batches(3)]
+    if place.rank == place.size - 1:
+        mine[1] = [mine[1][0]]
+    net = {"make_trunk": lambda: trunk(batch_norm(place)(5))} if synced else None
+    # DDP does not know that our layers can work on the CPU.
+    with patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle"):
+        return train(place, host, method, mine=mine, net=net)
+
+
+def unregistered(place: Place, host: str) -> Any:
+    """The optimizer trains a parameter that the module does not know."""
+
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        return sgd([*params, nn.Parameter(torch.ones(3, dtype=torch.float64))])
+
+    return train(place, host, METHODS["F-CAGrad"], batches(2), net={"optimizer": optimizer})
+
+
+KINDS = {
+    "raise": partial(trapped, go_off=stumble),
+    "fewer": fewer,
+    "nan": not_a_number,
+    "unreadable": unreadable,
+}
 for _host in HOSTS:
     for _name, _method in METHODS.items():
         for _kind, _run in KINDS.items():
@@ -96,6 +124,27 @@ case(
     lambda place: caught(partial(not_a_number, place, host="module", method=list)),
     sizes=(2,),
 )
+case(
+    "failures/unreadable/module/synced",
+    lambda place: caught(partial(unreadable, place, "module", METHODS["F-CAGrad"], synced=True)),
+    sizes=(2,),
+)
+case(
+    "failures/looking again",
+    lambda place: caught(partial(trapped, place, "module", stumble, METHODS["FAMO"], at=2)),
+    sizes=(2,),
+)
+case(
+    "failures/looking again, taken over",
+    lambda place: caught(partial(trapped, place, "taken over", stumble, METHODS["FAMO"], at=2)),
+    sizes=(2,),
+)
+for _host in HOSTS:
+    case(
+        f"failures/unregistered/{_host}",
+        lambda place, host=_host: caught(partial(unregistered, place, host)),
+        sizes=(2,),
+    )
 HOSTS_AND_METHODS = [(host, name) for host in HOSTS for name in METHODS]
 
 
@@ -121,6 +170,31 @@ def test_nan(runs: Any, host: str, name: str) -> None:
     for kind, words in runs(2, f"failures/nan/{host}/{name}"):
         assert kind == "NonFiniteError"
         assert "The loss of task 'b' must be finite, got nan" in words
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"{host}/{name}" for host, name in HOSTS_AND_METHODS), "module/synced"]
+)
+def test_a_batch_that_cannot_be_read_is_told_of(runs: Any, name: str) -> None:
+    (kind, words), (own, own_words) = runs(2, f"failures/unreadable/{name}")
+    assert own == "ValueError"
+    assert kind == "ProcessError"
+    assert f"process 1: ValueError: {own_words}" in words
+
+
+@pytest.mark.parametrize("name", ["looking again", "looking again, taken over"])
+def test_an_error_of_looking_again_is_told_of(runs: Any, name: str) -> None:
+    (kind, words), (own, _) = runs(2, f"failures/{name}")
+    assert (own, kind) == ("LookupError", "ProcessError")
+    assert "process 1: LookupError: " in words
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_what_only_the_optimizer_knows_is_refused(runs: Any, host: str) -> None:
+    for kind, words in runs(2, f"failures/unregistered/{host}"):
+        assert kind == "ValueError"
+        assert "got 1 that it does not know: one of shape [3]" in words
+        assert "nn.ParameterDict" in words
 
 
 # The same without anybody to catch the error: what a person sees.
