@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
-from lightning.pytorch.cli import ReduceLROnPlateau
+from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
+from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_flatmtl import MultiTaskModule, TaskSAM
@@ -353,3 +353,66 @@ def test_a_subclass_by_its_path(folder: Path) -> None:
     assert isinstance(cli.model, Subclass)
     assert cli.model.width == 7
     assert [task.name for task in cli.model.tasks] == ["left", "right"]
+
+
+class Project(LightningModule):
+    """An existing project; its LightningCLI knows nothing of this package."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        self.encoder = torch.nn.Linear(3, width)
+        self.heads = torch.nn.ModuleDict({t: torch.nn.Linear(width, 1) for t in "ab"})
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        features = self.encoder(batch).tanh()
+        losses = {t: head(features).square().mean() for t, head in self.heads.items()}
+        return {"loss": losses["a"] + losses["b"], "losses": losses}
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(torch.ones(8, 3), batch_size=4)
+
+
+OWN = """
+seed_everything: 3
+trainer:
+  max_epochs: 1
+  accelerator: cpu
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  enable_checkpointing: false
+  gradient_clip_val: 1.0
+  callbacks:
+    - {class_path: lightning_flatmtl.aggregators.CAGrad, init_args: {c: 0.4}}
+    - {class_path: lightning_flatmtl.TaskSAM, init_args: {rho: 0.5}}
+optimizer: {class_path: torch.optim.SGD, init_args: {lr: 0.1}}
+lr_scheduler: {class_path: torch.optim.lr_scheduler.StepLR, init_args: {step_size: 1}}
+model: {width: 5}
+"""
+
+
+def test_a_projects_own_command_line(folder: Path) -> None:
+    """Callbacks from its YAML train like callbacks from Python; plain training differs."""
+    (folder / "own.yaml").write_text(OWN)
+    trained: dict[str, torch.Tensor] = {}
+    for name, more in (("yaml", []), ("plain", ["--trainer.callbacks=[]"])):
+        cli = LightningCLI(Project, args=["fit", "--config=own.yaml", *more])
+        trained[name] = torch.nn.utils.parameters_to_vector(cli.model.parameters()).detach()
+        assert cli.trainer.global_step == 2
+        (folder / "config.yaml").unlink()
+    seed_everything(3)
+    module = Project(width=5)
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.1)
+    Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        gradient_clip_val=1.0,
+        callbacks=[CAGrad(c=0.4), TaskSAM(0.5)],
+    ).fit(module)
+    by_hand = torch.nn.utils.parameters_to_vector(module.parameters())
+    assert torch.equal(trained["yaml"], by_hand)
+    assert not torch.equal(trained["plain"], by_hand)

@@ -62,7 +62,8 @@ class Blocks:
         self.processes = setting.processes
         params, partition = setting.trainable, setting.partition
         self.shared = Layout(partition.shared(params))
-        self.heads = {task: Layout(partition.head(task, params)) for task in self.tasks}
+        heads = partition.heads(self.tasks, params)
+        self.heads = {task: Layout(head) for task, head in heads.items()}
         self._setting = setting
 
     # Memory.

@@ -90,9 +90,11 @@ class CallMemo:
         with ExitStack() as stack:
             moved = set(head)
             usable = bool(self._calls) and not self._differentiated
+            twins = {id(twin) for _, twin in self._twins.values()}
             for module in _without(self._module, moved) if usable else ():
                 if self._calls.get(id(module)):
-                    stack.enter_context(_forward_by(module, self._answer(module, moved)))
+                    answer = self._answer(module, moved, twins)
+                    stack.enter_context(_forward_by(module, answer))
             yield
 
     def clear(self) -> None:
@@ -143,9 +145,8 @@ class CallMemo:
             self._twins[id(tensor)] = tensor, twin.requires_grad_(differentiable)
         return self._twins[id(tensor)][1]
 
-    def _answer(self, module: nn.Module, moved: set[Tensor]) -> Callable[..., Any]:
+    def _answer(self, module: nn.Module, moved: set[Tensor], twins: set[int]) -> Callable[..., Any]:
         remaining = iter(self._calls[id(module)])
-        twins = {id(twin) for _, twin in self._twins.values()}
         run = module.forward
 
         def answer(*args: Any, **kwargs: Any) -> Any:

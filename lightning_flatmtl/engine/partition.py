@@ -161,6 +161,17 @@ class Partition:
         """Those of ``params`` that belong to ``task`` alone, in their order."""
         return [p for p in params if self._owner.get(p) == task]
 
+    def heads(
+        self, tasks: Iterable[str], params: Sequence[nn.Parameter]
+    ) -> dict[str, list[nn.Parameter]]:
+        """:meth:`head` of every task, in one walk: tasks times parameters is much of both."""
+        heads: dict[str, list[nn.Parameter]] = {task: [] for task in tasks}
+        for p in params:
+            owner = self._owner.get(p, _SHARED)
+            if owner in heads and owner is not _SHARED:
+                heads[owner].append(p)
+        return heads
+
     def untouched(self, params: Sequence[nn.Parameter], tasks: Iterable[str]) -> list[nn.Parameter]:
         """Those of ``params`` that losses of ``tasks`` do not reach: other heads, spare ones."""
         present = {_SHARED, *tasks}

@@ -174,7 +174,9 @@ class MultiTaskStep:
             by_head = sharpness.point == "separate" and sharpness.moves_heads
             if by_head and not self.processes.sharded:
                 params = [p for p in named.values() if p.requires_grad]
-                passes.expect_heads([self.partition.head(t, params) for t in self.partition.seen])
+                passes.expect_heads(
+                    list(self.partition.heads(self.partition.seen, params).values())
+                )
         return named
 
     def _clean_losses(

@@ -8,11 +8,20 @@ from lightning_flatmtl.engine.gram import squared_norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 1), (2, 70_001), (5, 200_000), (40, 3)])
+@pytest.mark.parametrize("shape", [(1, 1), (2, 70_001), (5, 200_000), (40, 3), (130, 4_000)])
 def test_equals_the_product_of_widened_rows(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     wide = rows.double()
     torch.testing.assert_close(gram_matrix(rows), wide @ wide.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("m", [47, 48, 100, 201])
+def test_is_symmetric_bit_for_bit_however_many_tasks(m: int) -> None:
+    rows = torch.randn(m, 3000, generator=torch.Generator().manual_seed(m))
+    gram = gram_matrix(rows)
+    assert torch.equal(gram, gram.T)
+    wide = rows.double()
+    torch.testing.assert_close(gram, wide @ wide.T, rtol=1e-12, atol=1e-12)
 
 
 def test_is_exact_where_float32_is_not() -> None:

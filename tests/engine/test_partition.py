@@ -82,3 +82,16 @@ def test_state_goes_by_name() -> None:
     assert fresh.shared(list(other.values())) == [other["w"]]
     assert fresh.head("b", list(other.values())) == [other["b"]]
     assert fresh.seen == {"a", "b"}
+
+
+def test_the_heads_of_all_tasks_are_those_of_each() -> None:
+    params = [nn.Parameter(torch.ones(())) for _ in range(5)]
+    w, a, a2, b, _ = params
+    partition = Partition()
+    partition.observe({"a": w * a * a2, "b": w * b})
+    heads = partition.heads(["b", "a", "unseen"], params)
+    found = {task: [id(p) for p in head] for task, head in heads.items()}
+    assert list(found) == ["b", "a", "unseen"]
+    assert found == {"b": [id(b)], "a": [id(a), id(a2)], "unseen": []}
+    for task, ids in found.items():
+        assert ids == [id(p) for p in partition.head(task, params)]
