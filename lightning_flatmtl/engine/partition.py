@@ -11,6 +11,7 @@ __all__ = ["Partition", "reached_parameters"]
 _COMPILED = "CompiledFunctionBackward"
 _CHECKPOINT = "CheckpointFunctionBackward"
 """The node of a reentrant checkpoint, which hides the parameters behind it."""
+_LEAF = "AccumulateGrad"
 _SHARED = None
 """The owner of what several tasks share; the others are owned by a task's name."""
 
@@ -92,13 +93,14 @@ class Partition:
             stack = [(loss.grad_fn, loss.output_nr)] if loss.grad_fn is not None else []
             while stack:
                 node, output = stack.pop()
-                if node.name().startswith(_COMPILED) and outputs.setdefault(node, output) != output:
+                kind = type(node).__name__
+                if kind.startswith(_COMPILED) and outputs.setdefault(node, output) != output:
                     self._note_hidden(node)
                 if visitor.get(node, "") in (task, _SHARED):
                     continue
-                self.hides = self.hides or node.name() == _CHECKPOINT
+                self.hides = self.hides or kind == _CHECKPOINT
                 visitor[node] = _SHARED if node in visitor else task
-                if _is_leaf(node):
+                if kind == _LEAF:
                     self._note(node.variable, task)  # type: ignore[attr-defined]
                 stack.extend((child, nr) for child, nr in node.next_functions if child is not None)
 
@@ -215,7 +217,7 @@ class Partition:
 
 
 def _is_leaf(node: Node) -> bool:
-    return node.name() == "torch::autograd::AccumulateGrad"
+    return type(node).__name__ == _LEAF  # `node.name()` makes a string each time
 
 
 def reached_parameters(outputs: Iterable[Tensor]) -> set[Tensor]:
