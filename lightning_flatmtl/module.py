@@ -38,6 +38,8 @@ from lightning_flatmtl.engine import (
 )
 from lightning_flatmtl.engine.checks import check_scalars
 from lightning_flatmtl.engine.failed import FailedPasses
+from lightning_flatmtl.engine.inputs import Inputs
+from lightning_flatmtl.engine.passes import plain
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.task import Task
@@ -193,7 +195,7 @@ class MultiTaskModule(LightningModule, Host):
         self._labels: dict[str, int] = {}  # how many samples of the batch have one, by task
         self.second_pass = False
         self.last_step = None
-        self._latest: tuple[Any, int] | None = None  # a batch that the aggregator looks at again
+        self._latest: Inputs | None = None  # of a batch that the aggregator looks at again
         self.start_fit()
 
     # What the model is: override these to change less than everything.
@@ -290,7 +292,8 @@ class MultiTaskModule(LightningModule, Host):
         scale = loss_scale(self.trainer, self)
         passes = self._read(batch, batch_idx)
         if self.aggregator is not None and self.aggregator.looks_again:
-            self._latest = batch, batch_idx
+            self._latest = Inputs(batch, batch_idx)
+            self._latest.take()  # the step gets the batch itself
         if self._overrides("penalty"):
             passes.penalty = lambda: self.penalty(batch, batch_idx)
         last = self.trainer.is_last_batch
@@ -356,7 +359,9 @@ class MultiTaskModule(LightningModule, Host):
 
         Without graphs, and without a trace in buffers, metrics, logs and random streams.
         """
-        passes = self._passes(*(self._latest or (batch, batch_idx)))
+        if self._latest is not None:  # as it was before the step
+            (batch, batch_idx), _ = self._latest.take()
+        passes = self._passes(batch, batch_idx)
         precision = self.trainer.precision_plugin
         # With gradients: the losses of an energy or a PINN differentiate inside.
         with torch.enable_grad(), passes.repeating(), precision.forward_context():
@@ -419,6 +424,10 @@ class MultiTaskModule(LightningModule, Host):
         return ("losses",) if self._overrides("losses") else ("encode", "task_output")
 
     @property
+    def _runs_again(self) -> bool:
+        return self.sharpness is not None and self.sharpness.active
+
+    @property
     def _stage(self) -> str | None:
         """What the Trainer is at, in the words of the logged names; ``None`` without one."""
         trainer = self._trainer
@@ -445,8 +454,14 @@ class MultiTaskModule(LightningModule, Host):
     def _passes(self, batch: Any, batch_idx: int) -> Passes:
         if self._overrides("losses"):
             remember = self._compiler_ctx is None
+            inputs = Inputs(batch, batch_idx) if self._runs_again else None
+
+            def losses() -> Mapping[str, Tensor]:
+                args = (batch, batch_idx) if inputs is None else inputs.take()[0]
+                return self._admitted(self.losses(*args))
+
             return WholePasses(
-                lambda: self._admitted(self.losses(batch, batch_idx)),
+                losses,
                 self,
                 self._muted,
                 remember,
@@ -499,7 +514,7 @@ class MultiTaskModule(LightningModule, Host):
             self._log_in_step(stage)
         losses = dict(self.losses(batch, batch_idx))
         check_scalars(losses)
-        losses = {task: loss.detach() for task, loss in losses.items()}
+        losses = {task: plain(loss).detach() for task, loss in losses.items()}
         if losses:
             self._log_losses(stage, losses, batch, sync_dist=several)
 

@@ -28,6 +28,8 @@ from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._untouched import UntouchedGradients
 from lightning_flatmtl._watch import TrainingWatch
 from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses, surrogate_loss
+from lightning_flatmtl.engine.inputs import Inputs
+from lightning_flatmtl.engine.passes import plain
 
 __all__ = ["TakeOver", "host_of", "second_pass"]
 
@@ -88,7 +90,7 @@ class TakeOver:
         # Lightning reads the signature through this, one level deep.
         self.__wrapped__ = inspect.unwrap(self._original)
         self._step_untouched: Sequence[Tensor] = ()
-        self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+        self._inputs: Inputs | None = None
         self._total_seen = self._total_told = False
         module.training_step = self  # type: ignore[method-assign]
 
@@ -97,13 +99,17 @@ class TakeOver:
         mine = self._module._trainer is self._trainer  # else the fit that this is for is over
         if not torch.is_grad_enabled() or not mine:
             return self._original(*args, **kwargs)
-        if getattr(self.aggregator, "looks_again", False):
-            self._arguments = args, kwargs
+        looks_again = getattr(self.aggregator, "looks_again", False)
+        several = looks_again or (self.sharpness is not None and self.sharpness.active)
+        inputs = Inputs(*args, **kwargs) if several else None
+        if looks_again:
+            self._inputs = inputs
         outputs: Any = None
 
         def losses() -> Mapping[str, Tensor]:
             nonlocal outputs
-            given = self._original(*args, **kwargs)
+            args_, kwargs_ = (args, kwargs) if inputs is None else inputs.take()
+            given = self._original(*args_, **kwargs_)
             found = _task_losses(given)
             if not self.second_pass:
                 outputs = given
@@ -115,7 +121,7 @@ class TakeOver:
         passes = WholePasses(
             losses, self._module, self._muted, not self._compiled, lambda t: _count(outputs, t)
         )
-        passes.penalty = lambda: outputs.get("penalty")
+        passes.penalty = lambda: plain(outputs.get("penalty"))
         result = self.engine(
             self._module,
             passes,
@@ -142,7 +148,7 @@ class TakeOver:
 
         Without graphs, and without a trace in buffers, metrics, logs and random streams.
         """
-        args, kwargs = self._arguments
+        args, kwargs = ((), {}) if self._inputs is None else self._inputs.take()
         outputs: Any = None
 
         def losses() -> Mapping[str, Tensor]:
@@ -217,7 +223,7 @@ class TakeOver:
         """What the module returned, without graphs and with the engine's loss in it."""
         outputs = pytree.tree_map_only(Tensor, Tensor.detach, dict(outputs or {}))
         loss = result.loss
-        total = outputs.get("loss")
+        total = plain(outputs.get("loss"))
         if isinstance(total, Tensor) and total.ndim:
             raise MisconfigurationException(
                 f'"loss" must be a scalar tensor, got a tensor of shape {list(total.shape)}. '
@@ -242,7 +248,7 @@ class TakeOver:
             return
         self._total_seen = True
         terms = [total, *losses.values()]
-        penalty = outputs.get("penalty", 0.0)
+        penalty = plain(outputs.get("penalty", 0.0))
         if isinstance(penalty, Tensor):
             terms.append(penalty)
         values = torch.stack([term.to(total.device, torch.float64) for term in terms]).tolist()
@@ -357,7 +363,7 @@ def _task_losses(outputs: Any) -> dict[str, Tensor]:
         raise MisconfigurationException(
             f'The tasks in "losses" must be named by strings, got {unnamed}.'
         )
-    return {task: loss for task, loss in losses.items() if loss is not None}
+    return {task: plain(loss) for task, loss in losses.items() if loss is not None}
 
 
 def _count(outputs: Any, task: str) -> float:

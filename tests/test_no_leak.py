@@ -6,7 +6,7 @@ import io
 import pickle
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -169,8 +169,7 @@ class Fails(MultiTaskModule):
             raise Stop
 
     def encode(self, batch):
-        if not self.second_pass:
-            self.batches += 1
+        self.batches += 1  # which is put back
         features = super().encode(batch)
         self.maybe_raise("encoder")
         return features
@@ -254,7 +253,8 @@ class Counting(MultiTaskModule):
         self.pair = torchmetrics.MetricCollection(
             {"mse": torchmetrics.MeanSquaredError(), "mae": torchmetrics.MeanAbsoluteError()}
         )
-        self.passes = {False: 0, True: 0}
+
+    passes: ClassVar[dict[bool, int]]  # of the class: what lies in the module is put back
 
     def losses(self, batch, batch_idx):
         self.passes[self.second_pass] += 1
@@ -278,7 +278,9 @@ def test_logs_and_metrics_count_once(callbacks: list[pl.Callback]) -> None:
             self.total = pl_module.total.compute().item()
 
     look = Look()
+    Counting.passes = {False: 0, True: 0}
     done = fit(ours, [*callbacks, look])
+    passes, Counting.passes = Counting.passes, {False: 0, True: 0}
     fit(reference)
     logged = {k: done.callback_metrics[k].item() for k in ("logged", "first", "second")}
     assert logged == {"logged": 3.0, "first": 3.0, "second": 6.0}
@@ -286,8 +288,8 @@ def test_logs_and_metrics_count_once(callbacks: list[pl.Callback]) -> None:
     assert ours.seen.compute().tolist() == [0.0, 1.0, 2.0]
     assert ours.recent.compute() == 1.0 + 2.0
     assert [m.update_count for m in ours.pair.values()] == [3, 3]
-    assert ours.passes[False] == 3
-    assert (ours.passes[True] > 0) is bool(callbacks)
+    assert passes[False] == 3
+    assert (passes[True] > 0) is bool(callbacks)
     if not callbacks:
         assert ours.pair.compute() == reference.pair.compute()
 

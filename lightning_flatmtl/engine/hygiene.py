@@ -1,24 +1,30 @@
 """What the second pass borrows and gives back: statistics, buffers, random numbers."""
 
 import random
+import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_flatmtl.engine.attributes import AttributeSnapshot
 from lightning_flatmtl.engine.errors import FlatMTLError
 
 __all__ = [
     "BufferSnapshot",
+    "ModuleSnapshot",
     "RandomTape",
     "frozen_buffers",
+    "frozen_module",
     "frozen_parameters_unmoved",
     "frozen_statistics",
     "is_batch_norm",
+    "noted_as_second_pass",
     "statistics_put_back",
 ]
 
@@ -130,6 +136,84 @@ def frozen_buffers(
             yield (now if start is None else start).put_back
     finally:
         now.put_back()
+
+
+class ModuleSnapshot:
+    """Buffers and plain attributes of a module, so that a pass can begin where another did.
+
+    Args:
+        module: The module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers = BufferSnapshot(module)
+        self._attributes = AttributeSnapshot(module)
+
+    def put_back(self) -> None:
+        """Let both be what they were."""
+        self._attributes.put_back()
+        self._buffers.put_back()
+
+    def changed(self) -> list[str]:
+        """The attributes that are not what they were and cannot be put back."""
+        return self._attributes.changed()
+
+
+_warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
+"""The attributes that a module's user has been told of."""
+
+
+@contextmanager
+def frozen_module(
+    module: nn.Module, start: ModuleSnapshot | None = None
+) -> Iterator[Callable[[], None]]:
+    """Run the block, then give ``module`` its buffers and plain attributes back.
+
+    What cannot be put back is compared, and a warning names it once.
+
+    Yields a function that winds both back to ``start``, for a block of several passes each of which
+    is to begin there: a step that reads what it changes is then the same function.
+
+    Args:
+        module: The module.
+        start: What was before the clean pass; by default what is before the block.
+    """
+    now = ModuleSnapshot(module)
+    try:
+        with frozen_statistics(module):
+            yield (now if start is None else start).put_back
+    finally:
+        now.put_back()
+    told = _warned.setdefault(module, set())
+    new = [name for name in now.changed() if name not in told]
+    if new:
+        told.update(new)
+        warnings.warn(
+            f"A further run of the step on the same batch has changed {_listed(new)}, which cannot "
+            "be put back: it changes several times a batch. Change it in `on_train_batch_end`, or "
+            "only if `second_pass(self)` is false, see lightning_flatmtl.takeover.second_pass.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _listed(names: list[str]) -> str:
+    shown = ", ".join(f"`{name}`" for name in names[:3])
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+@contextmanager
+def noted_as_second_pass() -> Iterator[None]:
+    """Let every error of the block say that the step has run once without it."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(
+            "This is a second pass: the step has run once on this batch without an error and was "
+            "being run again at other parameters (TaskSAM, FAMO). Look for what it can do only "
+            "once; `lightning_flatmtl.takeover.second_pass(self)` is true meanwhile."
+        )
+        raise
 
 
 @contextmanager

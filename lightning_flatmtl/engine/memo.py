@@ -77,6 +77,8 @@ class CallMemo:
     @contextmanager
     def recording(self, heads: Iterable[Sequence[Tensor]]) -> Iterator[None]:
         """Note the calls of every module that holds no parameter of one of the ``heads``."""
+        # A task without a head of its own is never run beside the others.
+        heads = [head for head in heads if head]
         modules = {id(m): m for head in heads for m in _without(self._module, set(head))}
         with ExitStack() as stack:
             for module in modules.values():
@@ -110,7 +112,7 @@ class CallMemo:
         def note(*args: Any, **kwargs: Any) -> Any:
             before = _moving_buffers(module)
             output = run(*args, **kwargs)
-            if before != _moving_buffers(module):
+            if before != _moving_buffers(module) or _has_subclasses(output):
                 calls.append(None)
                 return output
             inputs, form = pytree.tree_flatten((args, kwargs))
@@ -211,6 +213,14 @@ def _forward_by(module: nn.Module, function: Callable[..., Any]) -> Iterator[Non
             module.forward = own
 
 
+def _has_subclasses(output: Any) -> bool:
+    """Whether a tensor of ``output`` is of a kind of its own, which a twin would not be."""
+    return any(
+        isinstance(leaf, Tensor) and type(leaf) not in (Tensor, nn.Parameter)
+        for leaf in pytree.tree_leaves(output)
+    )
+
+
 def _is_versioned(value: Any) -> bool:
     return isinstance(value, Tensor) and not value.is_inference()
 
@@ -221,6 +231,8 @@ def _same(a: Any, b: Any, twins: set[int]) -> bool:
     if a is b:
         return True
     if isinstance(a, Tensor) and isinstance(b, Tensor):
+        if type(a) is not Tensor or type(b) is not Tensor:
+            return False  # it may carry more than values
         alike = a.shape == b.shape and a.dtype == b.dtype and a.device == b.device
         return alike and a.device.type == "cpu" and torch.equal(a, b)
     try:

@@ -12,20 +12,23 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_flatmtl.engine.errors import FlatMTLError
 from lightning_flatmtl.engine.hygiene import (
-    BufferSnapshot,
+    ModuleSnapshot,
     RandomTape,
-    frozen_buffers,
+    frozen_module,
     frozen_parameters_unmoved,
+    noted_as_second_pass,
 )
+from lightning_flatmtl.engine.inputs import Inputs
 from lightning_flatmtl.engine.memo import CallMemo
 from lightning_flatmtl.engine.partition import reached_parameters
 
-__all__ = ["ComposedPasses", "Passes", "WholePasses"]
+__all__ = ["ComposedPasses", "Passes", "WholePasses", "plain"]
 
 T = TypeVar("T")
 
@@ -52,7 +55,7 @@ class Passes(ABC):
         self._module = module
         self._around = around
         self._tape = RandomTape(device)
-        self._start: BufferSnapshot | None = None
+        self._start: ModuleSnapshot | None = None
         self._heads: Sequence[Sequence[Tensor]] = ()
         self._put_back: Callable[[], None] | None = None
         self.penalty: Callable[[], Any] | None = None
@@ -87,15 +90,16 @@ class Passes(ABC):
         return 1.0 if self._count is None else self._count(task)
 
     def keep_start(self) -> None:
-        """Remember the buffers, before the clean pass, for passes that are to begin there."""
-        self._start = BufferSnapshot(self._module)
+        """Remember buffers and attributes, before the clean pass, for passes that begin there."""
+        self._start = ModuleSnapshot(self._module)
 
     @contextmanager
     def repeating(self) -> Iterator[None]:
-        """Around the second passes: buffers and random streams afterwards are as before."""
-        frozen = frozen_buffers(self._module, self._start)
+        """Around the second passes: module and random streams afterwards are as before."""
+        noted = noted_as_second_pass()
+        frozen = frozen_module(self._module, self._start)
         unmoved = frozen_parameters_unmoved(self._module)
-        with self._around(), self._tape.replaying(), unmoved, frozen as put_back:
+        with noted, frozen as put_back, self._around(), self._tape.replaying(), unmoved:
             self._put_back = put_back
             yield
 
@@ -104,7 +108,7 @@ class Passes(ABC):
         return function()
 
     def _replay(self, key: Hashable, function: Callable[[], T], wind_back: bool = True) -> T:
-        """Run ``function`` with the random numbers of ``key``, and the buffers of the start."""
+        """Run ``function`` with the random numbers of ``key``, and the module of the start."""
         self._tape.rewind(key)
         if wind_back and self._put_back is not None:
             self._put_back()
@@ -147,7 +151,7 @@ class WholePasses(Passes):
                 "`losses` must return a mapping from task names to scalar losses, got "
                 f"{type(losses).__name__}."
             )
-        return dict(losses)
+        return {task: plain(loss) for task, loss in losses.items()}
 
     def again(self, task: str) -> Tensor:
         """All losses once more; that of ``task`` is returned."""
@@ -165,10 +169,10 @@ class WholePasses(Passes):
             raise FlatMTLError(
                 f"The loss of task '{task}' was there at first and is not when the same batch is "
                 f"run at perturbed parameters, got losses of {sorted(losses)}. A step must give "
-                "the same losses when it is run again: do not change the batch or count steps in "
-                "it (or ask `lightning_flatmtl.takeover.second_pass`)."
+                "the same losses when it is run again: do not count its runs from outside, and "
+                "let nothing depend on `lightning_flatmtl.takeover.second_pass` that they need."
             )
-        return losses[task]
+        return plain(losses[task])
 
 
 class ComposedPasses(Passes):
@@ -202,10 +206,12 @@ class ComposedPasses(Passes):
         self._encode = encode
         self._task_loss = task_loss
         self._batches = batches
+        self._inputs: dict[int, Inputs] = {}
+        self._altered: set[int] = set()
         self._features: dict[int, Any] = {}
         self._versions: dict[int, list[int]] = {}
         self._trunk: set[Tensor] = set()
-        self._before_head: dict[str, BufferSnapshot] = {}
+        self._before_head: dict[str, ModuleSnapshot] = {}
 
     @override
     def planned(self) -> tuple[int, list[str]]:
@@ -215,16 +221,22 @@ class ComposedPasses(Passes):
         """One encoder pass for each distinct batch, one head pass for each task."""
         losses: dict[str, Tensor] = {}
         graphed: dict[int, Any] = {}
+        if self._start is not None:
+            self._inputs = {id(batch): Inputs(batch) for batch in self._batches.values()}
+            for inputs in self._inputs.values():
+                inputs.take()  # the clean pass gets the batches themselves
         for task, batch in self._batches.items():
             key = id(batch)
             if key not in graphed:
                 graphed[key] = self._record(key, partial(self._encode, batch))
                 self._versions[key] = _versions(graphed[key])
+                if key in self._inputs and self._inputs[key].altered():
+                    self._altered.add(key)
             if self._start is not None:  # heads are going to be run by themselves
-                self._before_head[task] = BufferSnapshot(self._module)
+                self._before_head[task] = ModuleSnapshot(self._module)
             loss = self._record(task, partial(self._task_loss, task, graphed[key], batch))
             if loss is not None:
-                losses[task] = loss
+                losses[task] = plain(loss)
         self._keep(graphed)
         return losses
 
@@ -248,29 +260,49 @@ class ComposedPasses(Passes):
 
     def again(self, task: str) -> Tensor:
         """Encoder and the head of ``task``."""
-        batch = self._batches[task]
-        features = self._replay(id(batch), lambda: self._encode(batch))
-        return self._head(task, features)  # with the buffers as the encoder has left them
+        batch = self._batch(task)
+        features = self._replay(id(self._batches[task]), lambda: self._encode(batch))
+        return self._head(task, features, batch)  # with the buffers as the encoder has left them
 
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The head alone on the clean features, as long as they are the clean features.
 
-        They are not if they depend on ``head`` themselves, or if a head has changed them in place.
+        They are not if they depend on ``head`` themselves, or if a head has changed them in place,
+        or if the encoder leaves something in the batch.
         """
         key = id(self._batches[task])
         features = self._features[key]
         changed = self._versions[key] != _versions(features)
-        if changed or not self._trunk.isdisjoint(head):
+        if changed or key in self._altered or not self._trunk.isdisjoint(head):
             return self.again(task)
         if task in self._before_head:
             self._before_head[task].put_back()
-        return self._head(task, features)
+        return self._head(task, features, self._batch(task))
 
-    def _head(self, task: str, features: Any) -> Tensor:
+    def _batch(self, task: str) -> Any:
+        """The batch of a task as it was before the clean pass."""
         batch = self._batches[task]
+        if id(batch) not in self._inputs:
+            return batch
+        (as_before,), _ = self._inputs[id(batch)].take()
+        return as_before
+
+    def _head(self, task: str, features: Any, batch: Any) -> Tensor:
         loss = self._replay(task, lambda: self._task_loss(task, features, batch), wind_back=False)
-        assert loss is not None, f"task '{task}' had a loss in the clean pass and has none now"
-        return loss
+        if loss is None:
+            raise FlatMTLError(
+                f"The loss of task '{task}' was there at first and is None when the same batch is "
+                "run at perturbed parameters. A step must give the same losses when it is run "
+                "again."
+            )
+        return plain(loss)
+
+
+def plain(loss: Tensor) -> Tensor:
+    """A loss that carries attributes of a Tensor subclass as a Tensor, with the same graph."""
+    if not isinstance(loss, Tensor) or type(loss) is Tensor or isinstance(loss, DTensor):
+        return loss  # what is no tensor is refused elsewhere
+    return loss.as_subclass(Tensor)
 
 
 def _kept(tensor: Tensor) -> Tensor:
