@@ -52,8 +52,8 @@ class TakeOver:
     samples, if the module returns such ``"counts"``; else all processes weigh the same.
 
     The second pass runs ``training_step`` again, with the same batch and the same random numbers.
-    ``self.log`` does nothing then, metrics of torchmetrics and buffers are put back, and
-    :func:`second_pass` is true.
+    ``self.log`` does nothing then, metrics of torchmetrics, buffers and plain attributes are put
+    back, the batch is as it first was, and :func:`second_pass` is true.
 
     What is shared is found from the graph of the losses. A module may say it itself with methods
     ``shared_parameters()`` and ``task_parameters(name)``, as a
@@ -299,8 +299,8 @@ class TakeOver:
 def second_pass(module: LightningModule) -> bool:
     """Whether ``module`` is being run at perturbed parameters.
 
-    What must happen once a batch and cannot be muted from outside, such as writing to
-    ``self.logger.experiment`` or filling a queue, asks this first.
+    What must happen once a batch and cannot be put back from outside, such as writing to
+    ``self.logger.experiment``, ``print`` or ``next`` of an iterator, asks this first.
 
     Args:
         module: Any LightningModule, usually ``self`` in its ``training_step``.

@@ -20,6 +20,7 @@ from lightning_flatmtl import MultiTaskModule, Task, TaskSAM
 from lightning_flatmtl.aggregators import FAMO, CAGrad, LinearScalarization
 from lightning_flatmtl.engine import FlatMTLError
 from lightning_flatmtl.takeover import second_pass
+from tests.aggregators.specs import SPECS
 from tests.helpers import fit
 from tests.hosts import values
 
@@ -487,3 +488,128 @@ def test_an_error_in_the_first_pass_does_not() -> None:
     with pytest.raises(KeyError) as said:
         fit(made("taken over", Broken), METHODS["F-CAGrad"](), loader=batches())
     assert not hasattr(said.value, "__notes__")
+
+
+# Physics: derivatives in the losses, tensors with labels.
+
+
+class Labelled(Tensor):
+    """As PINA's: a Tensor with names for its columns, which most operations lose."""
+
+    @staticmethod
+    def __new__(cls, values: Tensor, labels: list[str]) -> "Labelled":
+        return values.as_subclass(cls)
+
+    def __init__(self, values: Tensor, labels: list[str]) -> None:
+        self._labels = labels
+
+    @property
+    def labels(self) -> list[str]:
+        return self._labels
+
+    def requires_grad_(self, mode: bool = True) -> "Labelled":
+        changed = super().requires_grad_(mode)
+        changed._labels = self._labels
+        return changed
+
+    def column(self, name: str) -> Tensor:
+        return self.as_subclass(Tensor)[:, self._labels.index(name)]
+
+
+class Field(nn.Module):
+    """A network from labelled points to labelled values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1))
+
+    def forward(self, points: Labelled) -> Labelled:
+        return Labelled(self.net(points.as_subclass(Tensor)), ["u"])
+
+
+class Pinn(Step):
+    """The heat equation: all parameters are shared by residual and boundary."""
+
+    labelled = True
+
+    def build(self) -> None:
+        torch.manual_seed(2)
+        self.field = Field() if self.labelled else nn.Sequential(*Field().net)
+        self.double()
+
+    def value(self, points: Tensor) -> Tensor:
+        if not self.labelled:
+            return self.field(points)[:, 0]
+        return self.field(Labelled(points, ["x", "t"])).column("u")
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        points = batch["x"][:, :2].clone().requires_grad_()
+        (first,) = torch.autograd.grad(self.value(points).sum(), points, create_graph=True)
+        (second,) = torch.autograd.grad(first[:, 0].sum(), points, create_graph=True)
+        residual = (first[:, 1] - 0.1 * second[:, 0]).square().mean()
+        boundary = (self.value(batch["x"][:, :2]) - batch["a"][:, 0]).square().mean()
+        losses = {"a": residual, "b": boundary}
+        if not self.labelled:
+            return losses
+        return {task: Labelled(loss, ["loss"]) for task, loss in losses.items()}
+
+
+class PinnByLbfgs(Pinn):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.LBFGS(self.parameters(), lr=0.05, max_iter=3)
+
+
+class PinnByAdam(Pinn):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=0.01)
+
+
+@pytest.mark.parametrize("flat", [False, True])
+@pytest.mark.parametrize("aggregator", SPECS)
+@pytest.mark.parametrize(
+    ("host", "style"),  # manual optimization has no closures
+    [("taken over", PinnByAdam), ("taken over", PinnByLbfgs), ("module", PinnByAdam)],
+)
+@pytest.mark.filterwarnings("ignore:The direction of .* does not scale with the gradients")
+def test_a_pinn(host: str, style: type, aggregator: str, flat: bool) -> None:
+    """Labels on tensors and losses change nothing."""
+    runs = []
+    for labelled in (True, False):
+        ours = made(host, style, labelled=labelled)
+        before = values(ours)
+        fit(ours, [SPECS[aggregator].make(), *([TaskSAM(0.05)] if flat else [])], loader=batches())
+        runs.append(values(ours))
+        assert torch.isfinite(runs[-1]).all()
+        assert not torch.equal(runs[-1], before)
+    assert torch.equal(*runs)
+
+
+class Forces(Step):
+    """Energies and forces; the predictions go into the batch, as in SchNetPack."""
+
+    def step(self, batch: Any) -> dict[str, Tensor]:
+        batch["x"].requires_grad_()
+        batch["energy"] = self.a(self.trunk(batch["x"]))[:, 0]
+        (slope,) = torch.autograd.grad(batch["energy"].sum(), batch["x"], create_graph=True)
+        batch["forces"] = -slope
+        batch["charge"] = self.b(self.trunk(batch["x"]))
+        return {
+            "a": mse_loss(batch["energy"], batch["a"][:, 0]) + batch["forces"].square().mean(),
+            "b": mse_loss(batch["charge"], batch["b"]),
+        }
+
+
+@hosts
+@methods
+def test_energies_and_forces(host: str, method: str) -> None:
+    class Careful(Forces):
+        def step(self, batch: Any) -> dict[str, Tensor]:
+            return super().step({key: value.detach() for key, value in batch.items()})
+
+    runs = []
+    for style in (Forces, Careful):
+        ours = made(host, style)
+        fit(ours, METHODS[method](), loader=batches())
+        runs.append(values(ours))
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0], values(made(host, Forces)))
