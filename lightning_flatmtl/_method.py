@@ -7,6 +7,7 @@ from torch.optim import Optimizer
 from typing_extensions import override
 
 from lightning_flatmtl._host import Host, refuse_second
+from lightning_flatmtl._random_streams import RandomStreams
 from lightning_flatmtl.takeover import TakeOver
 
 __all__ = ["MethodCallback"]
@@ -27,16 +28,25 @@ class MethodCallback(Callback):
 
     _taken: TakeOver | None = None
 
+    _streams: RandomStreams | None = None
+    """The random streams of the module that is, or was, taken over."""
+
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_second(self.role, trainer)
         if stage == "fit" and not isinstance(pl_module, Host) and self._leads(trainer):
             self._taken = TakeOver(trainer, pl_module)
+            self._streams = RandomStreams()
+            self._streams.begin()
+        elif stage == "fit":
+            self._streams = None
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._taken is not None:
             self._taken.declare_shared()
+        if self._streams is not None:
+            self._streams.put_back(trainer, pl_module)
 
     @override
     def on_before_zero_grad(
@@ -54,6 +64,15 @@ class MethodCallback(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._taken is not None:
             self._taken.after_epoch()
+        self._exchange_streams(trainer, pl_module)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._exchange_streams(trainer, pl_module)
+
+    def _exchange_streams(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._taken is not None and self._streams is not None:
+            self._streams.exchange(trainer, pl_module, self._taken.engine.processes)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -71,11 +90,15 @@ class MethodCallback(Callback):
     ) -> None:
         if self._taken is not None:
             checkpoint[_KEY] = self._taken.state_dict()
+        if self._streams is not None:
+            self._streams.save(trainer, pl_module, checkpoint)
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if self._streams is not None:
+            self._streams.load(trainer, pl_module, checkpoint)
         if self._taken is not None and _KEY in checkpoint:
             self._taken.load_state_dict(checkpoint[_KEY])
 

@@ -12,6 +12,7 @@ from lightning_flatmtl._host import (
     refuse_unfit_trainer,
     warn_of_lost_scale,
 )
+from lightning_flatmtl._random_streams import RandomStreams
 
 if TYPE_CHECKING:
     from lightning_flatmtl.module import MultiTaskModule
@@ -30,6 +31,7 @@ class EpochReports(Callback):
     def __init__(self) -> None:
         self._borrowed: list[SeveralBackwards | CompiledParts] = []
         self._of_training: dict[str, float] = {}
+        self._streams = RandomStreams()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -37,6 +39,7 @@ class EpochReports(Callback):
             return
         module = _typed(pl_module)
         module.start_fit()
+        self._streams.begin()
         if module.has_method:
             refuse_unfit_trainer(trainer)
             refuse_unfit_gradients(module.gradients, module.sharpness)
@@ -47,6 +50,7 @@ class EpochReports(Callback):
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _typed(pl_module).declare_partition()
+        self._streams.put_back(trainer, pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -76,6 +80,7 @@ class EpochReports(Callback):
             self._of_training = self._improvements(pl_module, "train")
         self._log(pl_module, self._of_training)
         self._of_training = {}
+        self._streams.exchange(trainer, pl_module, module.engine.processes)
 
     @override
     def on_train_batch_end(
@@ -89,6 +94,10 @@ class EpochReports(Callback):
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._log(pl_module, self._improvements(pl_module, "val"))
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._streams.exchange(trainer, pl_module, _typed(pl_module).engine.processes)
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -119,11 +128,13 @@ class EpochReports(Callback):
     ) -> None:
         named = dict(pl_module.named_parameters())
         checkpoint[_KEY] = _typed(pl_module).engine.partition.state_dict(named)
+        self._streams.save(trainer, pl_module, checkpoint)
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        self._streams.load(trainer, pl_module, checkpoint)
         if _KEY in checkpoint:
             named = dict(pl_module.named_parameters())
             _typed(pl_module).engine.partition.load_state_dict(checkpoint[_KEY], named)

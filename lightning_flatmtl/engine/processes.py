@@ -6,6 +6,7 @@ made on such sums, so that all processes make the same one.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -154,6 +155,10 @@ class Processes:
         if error is not None:
             raise error
         return dict(losses)
+
+    def everyones(self, value: Any) -> list[Any]:
+        """What every process gives, by rank; small things that can be pickled."""
+        return [value]
 
     def close(self) -> None:
         """Give the connection back."""

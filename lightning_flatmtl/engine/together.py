@@ -44,7 +44,7 @@ class Together(Processes):
         layers = waiting_layers(module)
         if not layers or (plan is None and error is None):
             return  # an error comes again in the clean pass, and is told then
-        answers = self._everyones((plan, self._reason(error)))
+        answers = self.everyones((plan, self._reason(error)))
         self._refuse_failed(error, [reason for _, reason in answers])
         plans = [plan for plan, _ in answers]
         passes = [encodings for encodings, _ in plans]
@@ -103,7 +103,7 @@ class Together(Processes):
         return self.sum_on_host(torch.tensor(vector, dtype=torch.float64)).tolist()
 
     def _end_all(self, error: Exception | None) -> None:
-        self._refuse_failed(error, self._everyones(self._reason(error)))
+        self._refuse_failed(error, self.everyones(self._reason(error)))
 
     def _reason(self, error: Exception | None) -> str | None:
         return None if error is None else f"process {self.rank}: {type(error).__name__}: {error}"
@@ -122,13 +122,14 @@ class Together(Processes):
         partition: Partition,
         named: Mapping[str, nn.Parameter],
     ) -> None:
-        everyones = self._everyones((list(counts), partition.state_dict(named)))
+        everyones = self.everyones((list(counts), partition.state_dict(named)))
         for tasks, _ in everyones:
             self._tasks += [task for task in tasks if task not in self._tasks]
         partition.merge([state for _, state in everyones], named)
         self._changes = partition.changes
 
-    def _everyones(self, value: Any) -> list[Any]:
+    def everyones(self, value: Any) -> list[Any]:
+        """See :meth:`Processes.everyones`."""
         values: list[Any] = [None] * self.size
         dist.all_gather_object(values, value, group=self._host)
         return values
