@@ -73,9 +73,8 @@ class EpochReports(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         module = _typed(pl_module)
         module.watch.after_epoch(module.engine.partition, module, _whole_epoch(trainer))
-        skipped = module.watch.take_skipped()
-        if skipped:
-            module.log("train/skipped_batches", float(skipped))
+        for name, count in module.watch.epoch_counts().items():
+            module.log(name, count)
         if trainer.world_size == 1:
             self._of_training = self._improvements(pl_module, "train")
         self._log(pl_module, self._of_training)

@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_flatmtl.engine import Partition, Sharpness, StepResult
+from lightning_flatmtl.functional._convergence import not_converged
 
 __all__ = ["TrainingWatch"]
 
@@ -31,6 +32,7 @@ class TrainingWatch:
         self._overflowing_for = 0
         self._spare_told = False
         self._absent_told = False
+        self._not_converged = not_converged()
         self.skipped = 0
         """Batches of the present epoch in which no task had a label."""
 
@@ -81,6 +83,15 @@ class TrainingWatch:
         """How many batches the epoch has skipped; the count begins anew."""
         skipped, self.skipped = self.skipped, 0
         return skipped
+
+    def epoch_counts(self) -> dict[str, float]:
+        """What happened in the epoch and should not, by its name in the log; counts begin anew."""
+        before, self._not_converged = self._not_converged, not_converged()
+        counts = {
+            "train/skipped_batches": self.take_skipped(),
+            "train/not_converged": self._not_converged - before,
+        }
+        return {name: float(count) for name, count in counts.items() if count}
 
     def after_epoch(self, partition: Partition, module: nn.Module, whole: bool = True) -> None:
         """Refuse tasks that no batch of a whole epoch had; of a part of one, only say so.

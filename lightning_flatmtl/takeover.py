@@ -179,9 +179,8 @@ class TakeOver:
     def after_epoch(self) -> None:
         """Speak up about what an epoch has shown."""
         self.watch.after_epoch(self.engine.partition, self._module)
-        skipped = self.watch.take_skipped()
-        if skipped:
-            self._module.log("train/skipped_batches", float(skipped))
+        for name, count in self.watch.epoch_counts().items():
+            self._module.log(name, count)
 
     def state_dict(self) -> dict[str, Any]:
         """What is shared, by parameter name."""

@@ -105,10 +105,9 @@ def is_safely_definite(K: Array) -> bool:
 def solve_symmetric(K: Array, q: Array) -> Array:
     """The solution of ``K x = q``, the shortest of the best ones where ``K`` is singular."""
     try:
-        x: Array = np.linalg.solve(K, q)
+        return np.asarray(np.linalg.solve(K, q), dtype=np.float64)
     except np.linalg.LinAlgError:
-        x = np.linalg.lstsq(K, q, rcond=rounding(len(q)))[0]
-    return x
+        return np.asarray(np.linalg.lstsq(K, q, rcond=rounding(len(q)))[0], dtype=np.float64)
 
 
 def _noise(K: Array, size: Array, v: Array) -> Array:

@@ -149,3 +149,15 @@ def test_a_faint_task_counts_as_its_logarithm_says(host: str) -> None:
     for model in (expected, net):
         fit(model, [a.ScaleInvariant()], single(data(8)), max_epochs=1)
     torch.testing.assert_close(values(net), values(expected), rtol=1e-3, atol=1e-5)
+
+
+def test_upgrad_harms_no_task_near_stationarity() -> None:
+    """Rows that nearly cancel, in float32: the rounding error is that of the sum, not the terms."""
+    for seed in range(200):
+        g = torch.Generator().manual_seed(seed)
+        row = torch.randn(64, generator=g)
+        across = torch.randn(3, 64, generator=g)
+        matrix = torch.stack([row, -row, 0.5 * row]) + 1e-5 * across
+        direction = a.UPGrad()(matrix).double()
+        cosines = matrix.double() @ direction / (matrix.double().norm(dim=1) * direction.norm())
+        assert cosines.min() >= -1e-5, seed
