@@ -8,11 +8,13 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from lightning_flatmtl._total import TotalLoss
 from lightning_flatmtl.task import Task
 
 __all__ = ["TaskMetrics", "log_name"]
 
 _STAGES = ("train", "val", "test")
+_EVALUATED = ("val", "test")
 
 
 class TaskMetrics(nn.Module):
@@ -36,6 +38,9 @@ class TaskMetrics(nn.Module):
         self.collections = nn.ModuleDict(
             {_key(stage, 0): _collections(stage, tasks) for stage in _STAGES}
         )
+        self._names = [task.name for task in tasks]
+        totals = {_key(stage, 0): TotalLoss(self._names) for stage in _EVALUATED}
+        self.totals = nn.ModuleDict(totals)
 
     def of_task(self, stage: str, loader: int, task: str) -> MetricCollection | None:
         """The metrics to feed, their names those to log under; ``None`` if the task has none."""
@@ -46,6 +51,13 @@ class TaskMetrics(nn.Module):
             # Made within an evaluation, whose end brings the older modules back to training only.
             self.collections[_key(stage, loader)] = nn.ModuleDict(copies).train()
         return self._by_task(stage, loader).get(task)
+
+    def total(self, stage: str, loader: int, device: torch.device) -> TotalLoss:
+        """The total loss of an evaluation data loader."""
+        key = _key(stage, loader)
+        if key not in self.totals:
+            self.totals[key] = TotalLoss(self._names).to(device)
+        return cast("TotalLoss", self.totals[key])
 
     def fed_loaders(self, stage: str, trainer: Trainer) -> list[int]:
         """The data loaders that have fed metrics in this epoch, in any process."""

@@ -1,6 +1,5 @@
 """What a person wants to be told in training: absent tasks, dead gradients, spare parameters."""
 
-import difflib
 import warnings
 from collections.abc import Sequence
 
@@ -8,6 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lightning_flatmtl._names import nearest
 from lightning_flatmtl.engine import Partition, Sharpness, StepResult
 from lightning_flatmtl.functional._convergence import not_converged
 
@@ -27,7 +27,8 @@ class TrainingWatch:
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self._tasks = tuple(tasks)
-        self._begun = False
+        self._targets: set[str] = set()
+        self._zero_told = False
         self._dead_for = 0
         self._overflowing_for = 0
         self._spare_told = False
@@ -36,31 +37,9 @@ class TrainingWatch:
         self.skipped = 0
         """Batches of the present epoch in which no task had a label."""
 
-    def before_step(self, targets: Sequence[str] | None) -> None:
-        """Refuse a first batch whose targets do not look like those of the tasks.
-
-        Args:
-            targets: The names of the batch's targets; ``None`` if they are not known.
-
-        Raises:
-            MisconfigurationException: If a task seems misspelt, or none is in the batch.
-        """
-        if self._begun or targets is None:
-            return
-        self._begun = True
-        others = [name for name in targets if name not in self._tasks]
-        for task in self._tasks:
-            close = difflib.get_close_matches(task, others, n=1)
-            if task not in targets and close:
-                raise MisconfigurationException(
-                    f"Task '{task}' is not in the batch, whose targets are {sorted(targets)}. Did "
-                    f"you mean '{close[0]}'? Give the task the name that the data uses."
-                )
-        if len(others) == len(targets) > 0:
-            raise MisconfigurationException(
-                f"Expected targets of the tasks {list(self._tasks)}, got a batch with those of "
-                f"{sorted(targets)} only. Give the tasks the names that the data uses."
-            )
+    def saw_targets(self, names: set[str]) -> None:
+        """Note the names of a batch's targets, for the message about a task that never comes."""
+        self._targets |= names
 
     def after_step(
         self,
@@ -72,6 +51,7 @@ class TrainingWatch:
         """Look at gradients and parameters."""
         self._tell_overflowing(result)
         self._tell_dead(result, sharpness)
+        self._tell_zero(result)
         if self._tasks and partition.seen.issuperset(self._tasks):
             self._tell_spare(partition, module)
 
@@ -110,9 +90,13 @@ class TrainingWatch:
                 )
             return
         if absent:
+            others = self._targets - set(self._tasks)
+            meant = "".join(nearest(task, others) for task in absent)
+            came = f", but targets of {sorted(others)}" if others else ""
             raise MisconfigurationException(
-                f"Expected every task in at least one batch of the epoch, got none with {names}. "
-                "Correct the name, put its targets into the batches, or remove the task."
+                f"Expected every task in at least one batch of the epoch, got none with {names}"
+                f"{came}. {meant}Correct the name, put its targets into the batches, or remove the "
+                "task."
             )
         self._tell_spare(partition, module)
 
@@ -142,6 +126,18 @@ class TrainingWatch:
             f"Training has died: every task gradient was exactly zero for {_DEAD_STEPS} steps. "
             f"{advice}",
             category=RuntimeWarning,
+        )
+
+    def _tell_zero(self, result: StepResult) -> None:
+        if self._zero_told or not result.zero or len(result.zero) == len(result.losses):
+            return
+        self._zero_told = True
+        names = ", ".join(f"'{task}'" for task in result.zero)
+        rank_zero_warn(
+            f"The loss of {names} is exactly zero, and so is its gradient. If the batch has "
+            "nothing for a task, leave the task out of the losses (or return None for it) instead "
+            "of a loss times zero: many methods stand still at a task with a zero gradient.",
+            category=UserWarning,
         )
 
     def _tell_spare(self, partition: Partition, module: nn.Module) -> None:

@@ -21,8 +21,10 @@ from lightning_flatmtl._host import (
     processes_of,
     sharpness_of,
 )
+from lightning_flatmtl._labels import noted_labels, noted_nan
 from lightning_flatmtl._manual import ManualOptimization
 from lightning_flatmtl._muting import metrics_unmoved
+from lightning_flatmtl._names import nearest
 from lightning_flatmtl._reports import EpochReports
 from lightning_flatmtl._schedulers import SchedulerCallable
 from lightning_flatmtl._task_metrics import TaskMetrics, log_name
@@ -233,9 +235,10 @@ class MultiTaskModule(LightningModule, Host):
         predictions, target = labelled
         if not self.second_pass:
             self._labels[task.name] = batch_size(target)
-        self.update_metrics(task, predictions, target)
         assert task.loss is not None
-        return task.loss(predictions, target)
+        with noted_labels(task, target):
+            self.update_metrics(task, predictions, target)
+            return task.loss(predictions, target)
 
     def losses(self, batch: Any, batch_idx: int) -> Mapping[str, Tensor]:
         """The losses by task name; override it for models that do not split."""
@@ -298,7 +301,8 @@ class MultiTaskModule(LightningModule, Host):
             passes.penalty = lambda: self.penalty(batch, batch_idx)
         last = self.trainer.is_last_batch
         trained = optimized(self.trainer)
-        result = self.engine(self, passes, self.aggregator, sharpness, scale, last, trained)
+        with noted_nan(batch, self.tasks):
+            result = self.engine(self, passes, self.aggregator, sharpness, scale, last, trained)
         self._manual.optimize(self, result, batch_idx)
         self.last_step = None if result is None else result.detached()
         if result is None:
@@ -345,6 +349,12 @@ class MultiTaskModule(LightningModule, Host):
         """What manual optimization leaves out; an override adds to the list of ``super()``."""
         if self._trainer is not None and self._trainer.state.fn == TrainerFn.FITTING:
             self._manual.refuse_trainer_settings(self._trainer, type(self).__name__)
+        if self._trainer is not None:  # else Lightning says in each further run what they replace
+            given = self._trainer.callbacks  # type: ignore[attr-defined]
+            ours = (EpochReports, ManualOptimization)
+            self._trainer.callbacks = [  # type: ignore[attr-defined]
+                callback for callback in given if type(callback) not in ours
+            ]
         # The reports log what a ReduceLROnPlateau may watch.
         return [EpochReports(), self._manual]
 
@@ -444,7 +454,7 @@ class MultiTaskModule(LightningModule, Host):
         """
         try:
             if not (self._overrides("losses") or self._overrides("task_loss")):
-                self.watch.before_step(target_names(batch))
+                self.watch.saw_targets(target_names(batch))
             return self._passes(batch, batch_idx)
         except Exception as error:
             if self.engine.processes.size == 1:
@@ -458,7 +468,7 @@ class MultiTaskModule(LightningModule, Host):
 
             def losses() -> Mapping[str, Tensor]:
                 args = (batch, batch_idx) if inputs is None else inputs.take()[0]
-                return self._admitted(self.losses(*args))
+                return self._admitted(self._named(self.losses(*args)))
 
             return WholePasses(
                 losses,
@@ -474,6 +484,26 @@ class MultiTaskModule(LightningModule, Host):
         if self.aggregator is not None and not self.tasks:
             self.aggregator.admit(losses)
         return losses
+
+    def _named(self, losses: Any) -> dict[str, Tensor]:
+        """What ``losses`` has returned, refused if it is not by task; ``None`` is absent."""
+        if not isinstance(losses, Mapping):
+            got = type(losses).__name__
+            got = f"a tensor of shape {list(losses.shape)}" if isinstance(losses, Tensor) else got
+            raise ValueError(
+                f"`losses` must return a mapping from task names to scalar losses, got {got}. "
+                'Return one loss for each task: {"a": loss_a, "b": loss_b}.'
+            )
+        found = {task: loss for task, loss in losses.items() if loss is not None}
+        known = [task.name for task in self.tasks]
+        unknown = [task for task in found if task not in known] if known else []
+        if unknown:
+            raise ValueError(
+                f"`losses` must return losses of the tasks {known}, got one of '{unknown[0]}'. "
+                f"{nearest(unknown[0], known)}Use the names of `tasks`, or add the task there. (A "
+                "term that belongs to no task is the method `penalty`.)"
+            )
+        return {str(task): loss for task, loss in found.items()}
 
     def _composed(self, batch: Any) -> ComposedPasses:
         own_form = self._overrides("encode") and self._overrides("task_loss")
@@ -512,11 +542,13 @@ class MultiTaskModule(LightningModule, Host):
         several = self.trainer.world_size > 1
         if several:
             self._log_in_step(stage)
-        losses = dict(self.losses(batch, batch_idx))
+        losses = self._named(self.losses(batch, batch_idx))
         check_scalars(losses)
         losses = {task: plain(loss).detach() for task, loss in losses.items()}
         if losses:
             self._log_losses(stage, losses, batch, sync_dist=several)
+        if losses or several:
+            self._log_total(stage, losses, batch)
 
     def _log_in_step(self, stage: str) -> None:
         """Let all processes log the same names: what one of them lacks the others would wait for.
@@ -524,9 +556,9 @@ class MultiTaskModule(LightningModule, Host):
         A value with no sample behind it weighs nothing.
         """
         nothing = torch.zeros((), device=self.device, dtype=self._log_dtype)
-        names = ["loss", *(log_name(task.name, "loss") for task in self.tasks)]
-        for name in names if stage != "train" else ():
-            self.log(log_name(stage, name), nothing, name == "loss", batch_size=0, sync_dist=True)
+        for task in self.tasks if stage != "train" else ():
+            name = log_name(stage, task.name, "loss")
+            self.log(name, nothing, batch_size=0, sync_dist=True)
         for task in self.tasks:
             metrics = self.task_metrics.of_task(stage, self._loader, task.name)
             if metrics is not None:
@@ -539,14 +571,20 @@ class MultiTaskModule(LightningModule, Host):
         losses = {task: loss.to(_at_least_single(loss.dtype)) for task, loss in losses.items()}
         if sync_dist:  # of one type in all processes
             losses = {task: loss.to(self._log_dtype) for task, loss in losses.items()}
-        total = torch.stack(list(losses.values())).sum()
-        size = batch_size(batch)
-        self.log(
-            log_name(stage, "loss"), total, prog_bar=True, batch_size=size, sync_dist=sync_dist
-        )
+        if stage == "train":
+            total = torch.stack(list(losses.values())).sum()
+            self.log("train/loss", total, prog_bar=True, batch_size=batch_size(batch))
         for task, loss in losses.items():
             name, samples = log_name(stage, task, "loss"), self._samples(batch, task)
             self.log(name, loss, batch_size=samples, sync_dist=sync_dist)
+
+    def _log_total(self, stage: str, losses: Mapping[str, Tensor], batch: Any) -> None:
+        """The sum of what is logged of the tasks: a batch that lacks one counts for the others."""
+        total = self.task_metrics.total(stage, self._loader, self.device)
+        counts = {task: self._samples(batch, task) for task in losses}
+        total.update(losses, counts, self._log_dtype)
+        name = log_name(stage, "loss")
+        self.log(name, total, prog_bar=True, on_step=False, on_epoch=True, metric_attribute=name)
 
     @property
     def _log_dtype(self) -> torch.dtype:

@@ -29,7 +29,8 @@ def positive(method: object, tasks: tuple[str, ...], losses: Tensor | None) -> T
     for task, loss in zip(tasks, losses.tolist(), strict=True):
         if not loss > 0:
             raise ValueError(
-                f"{method!r} needs positive losses, got {loss} for task '{task}'. Add a constant "
-                "to that loss, or use a method that does not look at losses."
+                f"{method!r} needs positive losses, got {loss} for task '{task}'. Leave a "
+                "task out of a batch that has nothing for it (no loss times zero); else add a "
+                "constant to that loss, or use a method that does not look at losses."
             )
     return losses.clamp(min=_LEAST)

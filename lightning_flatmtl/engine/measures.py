@@ -77,6 +77,13 @@ class Measures:
     shared_squares: list[float]
     head_squares: list[float]
 
+    def zero(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        """The tasks whose loss and gradients are exactly zero."""
+        numbers = zip(self.losses.tolist(), self.gram.diagonal().tolist(), strict=True)
+        heads = self.heads.tolist()
+        each = zip(tasks, numbers, heads, strict=True)
+        return tuple(task for task, pair, head in each if not (any(pair) or head))
+
     @property
     def dead(self) -> bool:
         """Whether every task gradient is exactly zero."""

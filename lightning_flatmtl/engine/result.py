@@ -24,6 +24,7 @@ class StepResult:
             so that the scaler skips the step.
         untouched: Parameters that no process's losses reach: with several processes they get
             gradients of zero, which the host takes away again after the backward pass.
+        zero: Tasks whose loss is exactly zero, and whose gradient is, where it is known.
         penalty: What was added to the losses and belongs to no task, detached; ``None`` without.
     """
 
@@ -35,6 +36,7 @@ class StepResult:
     overflow: str | None = None
     untouched: Sequence[Tensor] = ()
     penalty: Tensor | None = None
+    zero: tuple[str, ...] = ()
 
     @property
     def total(self) -> Tensor:

@@ -287,6 +287,7 @@ def _algorithm_1(
         flat_gram=next((part.gram for part, _ in parts if part.part == "flat"), None),
         dead=measures.dead,
         untouched=untouched,
+        zero=measures.zero(blocks.tasks),
     )
 
 

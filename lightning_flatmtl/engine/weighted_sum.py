@@ -54,10 +54,11 @@ def weighted_sum(
         total = term if total is None else total + term
         terms.append(penalty.term)
     detached = {task: loss.detach() for task, loss in losses.items()}
+    zero = tuple(task for task, v in zip(shares, values.tolist(), strict=True) if v == 0.0)
     added = None if penalty is None else penalty.value
     if processes.size == 1:
         assert total is not None
-        return StepResult(total, detached, penalty=added)
+        return StepResult(total, detached, penalty=added, zero=zero)
     # Data-parallel training waits for a gradient of every parameter.
     zeros = _zeros_for(terms, setting)
     untouched = setting.partition.untouched(setting.trainable, shares)
@@ -68,6 +69,7 @@ def weighted_sum(
         losses=means_of(detached, tuple(shares), values),
         untouched=untouched,
         penalty=added,
+        zero=zero,
     )
 
 
