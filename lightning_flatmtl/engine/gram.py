@@ -1,7 +1,6 @@
 """The Gram matrix of the task gradients, in float64."""
 
 import math
-from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -66,17 +65,6 @@ def squared_norms(rows: Tensor, scale: Tensor | None = None) -> Tensor:
             block = block * scale[start : start + step]
         total += block.square_().sum(dim=1) if block.dtype != rows.dtype else block.square().sum(1)
     return total
-
-
-def _bands(m: int) -> list[tuple[int, int]]:
-    """Bands of rows; of each only what lies left of its end is computed, the rest mirrored.
-
-    With many tasks the Gram is most of what a step costs beyond its backward passes. The products
-    of few tasks are too small to be cut.
-    """
-    count = max(1, min(4, m // 24))
-    cuts = [m * i // count for i in range(count + 1)]
-    return list(pairwise(cuts))
 
 
 def _step(device: torch.device, rows: int) -> int:
