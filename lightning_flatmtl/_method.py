@@ -61,10 +61,18 @@ class MethodCallback(Callback):
             self._taken.after_backward()
 
     @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        # At the end of the epoch the first process may already be in its progress bar's metrics,
+        # which wait for the others too.
+        if trainer.is_last_batch:
+            self._exchange_streams(trainer, pl_module)
+
+    @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._taken is not None:
             self._taken.after_epoch()
-        self._exchange_streams(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

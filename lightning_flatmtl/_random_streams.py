@@ -20,8 +20,8 @@ class RandomStreams:
     Those of torch (the CPU and the device of the model), Python's :mod:`random` and NumPy's global
     generator. Nothing is drawn, and a fit that resumes nothing is left alone. Each of several
     processes has streams of its own: they are brought together where all come by, at the end of a
-    validation and of an epoch, because a checkpoint may be saved by one process alone. One that is
-    saved elsewhere has none of them.
+    validation and of an epoch's last batch, because a checkpoint may be saved by one process alone.
+    One that is saved elsewhere has none of them.
     """
 
     def __init__(self) -> None:

@@ -79,7 +79,6 @@ class EpochReports(Callback):
             self._of_training = self._improvements(pl_module, "train")
         self._log(pl_module, self._of_training)
         self._of_training = {}
-        self._streams.exchange(trainer, pl_module, module.engine.processes)
 
     @override
     def on_train_batch_end(
@@ -89,6 +88,7 @@ class EpochReports(Callback):
         # already be in the metrics of its progress bar.
         if trainer.world_size > 1 and trainer.is_last_batch:
             self._of_training = self._improvements(pl_module, "train")
+            self._streams.exchange(trainer, pl_module, _typed(pl_module).engine.processes)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -132,9 +132,9 @@ class TakeOver:
             optimized(self._trainer),
         )
         self._step_untouched = () if result is None else result.untouched
+        self.last_step = None if result is None else result.detached()
         if result is None and self.engine.processes.size > 1:
             return self._nothing()
-        self.last_step = None if result is None else result.detached()
         if result is None:
             self.watch.skip()
             return None

@@ -94,6 +94,7 @@ class FAMO(LearnedWeights, LossWeighting):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         stepped = trainer.global_step != self._steps
         self._steps = trainer.global_step
         host = host_of(pl_module)
