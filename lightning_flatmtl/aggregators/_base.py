@@ -25,6 +25,7 @@ from lightning_flatmtl.engine.combination import (
     weighted_rows,
 )
 from lightning_flatmtl.engine.gradients import Part, Sees
+from lightning_flatmtl.functional._gram import refuse_unreadable
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
 
@@ -337,12 +338,7 @@ def _check_kind(jacobian: Tensor) -> None:
         raise ValueError(
             f"`jacobian` must be of a floating type among {names}, got {jacobian.dtype}."
         )
-    if jacobian.layout != torch.strided:
-        raise ValueError(
-            f"`jacobian` must be dense, got the layout {jacobian.layout}: use `.to_dense()`."
-        )
-    if jacobian.is_meta:
-        raise ValueError("`jacobian` must have values, got a tensor on the meta device.")
+    refuse_unreadable("jacobian", jacobian)
 
 
 def _not_finite(task: str, row: Tensor) -> NonFiniteError:

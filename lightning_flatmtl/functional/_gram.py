@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -52,12 +52,32 @@ def rounding(terms: int) -> float:
     return 4 * (terms + 4) * EPS
 
 
+def refuse_unreadable(name: str, tensor: Any) -> None:
+    """Refuse what is no tensor, or one whose entries are not there to be computed with.
+
+    Raises:
+        ValueError: If it is no tensor, sparse, complex or on the meta device.
+    """
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"`{name}` must be a tensor, got {type(tensor).__name__}.")
+    if tensor.layout != torch.strided:
+        raise ValueError(
+            f"`{name}` must be dense, got the layout {tensor.layout}: use `.to_dense()`."
+        )
+    if tensor.is_meta:
+        raise ValueError(f"`{name}` must have values, got a tensor on the meta device.")
+    if tensor.is_complex():
+        raise ValueError(f"`{name}` must be real, got {tensor.dtype}.")
+
+
 def gram_array(gram: Tensor) -> Array:
     """``gram`` as a float64 array, after the checks that all functions share.
 
     Raises:
-        ValueError: If ``gram`` is not square, holds NaN or inf, or has a negative diagonal.
+        ValueError: If ``gram`` is no dense tensor, is not square, holds NaN or inf, or has a
+            negative diagonal.
     """
+    refuse_unreadable("gram", gram)
     if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.shape[0] == 0:
         raise ValueError(f"`gram` must have shape [m, m] with m >= 1, got {list(gram.shape)}.")
     array: Array = gram.detach().to("cpu", torch.float64).numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -15,7 +16,7 @@ Scale = Literal["min", "median", "rmse"]
 
 
 def aligned_mtl_weights(
-    gram: Tensor, scale: Scale = "min", preference: Tensor | None = None
+    gram: Tensor, scale: Scale = "min", preference: Tensor | Sequence[float] | None = None
 ) -> Tensor:
     r"""Weights of the mean of the aligned gradients (Aligned-MTL).
 
@@ -53,7 +54,7 @@ def aligned_mtl_weights(
     if scale not in get_args(Scale):
         raise ValueError(f'`scale` must be "min", "median" or "rmse", got {scale!r}.')
     unit = semidefinite_unit_gram(gram)
-    shares = shares_of(preference, unit.size)
+    shares = shares_of(preference, unit.size, otherwise=1 / unit.size)
     weights = np.zeros(unit.size)
     if len(unit.rows):
         values, vectors = gram_eigenpairs(unit)

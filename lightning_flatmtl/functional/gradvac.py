@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_flatmtl.functional._gram import (
     Array,
     Indices,
+    refuse_unreadable,
     rounding,
     to_tensor,
     unit_gram,
@@ -117,6 +118,7 @@ def _sine(cosine: Array, noise: float) -> Array:
 
 
 def _checked(targets: Tensor, size: int) -> Array:
+    refuse_unreadable("targets", targets)
     if targets.shape != (size, size):
         raise ValueError(f"`targets` must have shape [{size}, {size}], got {list(targets.shape)}.")
     array: Array = targets.detach().to("cpu", torch.float64).numpy()

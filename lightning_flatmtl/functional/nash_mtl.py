@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
-import torch
 from torch import Tensor
 
 from lightning_flatmtl.functional._barrier import solve_barrier
-from lightning_flatmtl.functional._gram import Array, semidefinite_unit_gram, to_tensor
+from lightning_flatmtl.functional._gram import semidefinite_unit_gram, to_tensor
+from lightning_flatmtl.functional._shares import shares_of
 
 
-def nash_weights(gram: Tensor, preference: Tensor | None = None) -> Tensor:
+def nash_weights(gram: Tensor, preference: Tensor | Sequence[float] | None = None) -> Tensor:
     r"""Weights of the Nash bargaining solution (Nash-MTL).
 
     .. math:: K \alpha = 1 / \alpha, \qquad \alpha > 0
@@ -46,18 +48,8 @@ def nash_weights(gram: Tensor, preference: Tensor | None = None) -> Tensor:
         tensor([0.5000, 1.0000], dtype=torch.float64)
     """
     unit = semidefinite_unit_gram(gram)
+    powers = shares_of(preference, unit.size, otherwise=1.0, positive=True)
     if len(unit.rows) == 0:
         return to_tensor(np.zeros(unit.size))
-    solution = solve_barrier(unit.cosines, _log_powers(preference, unit.size)[unit.rows], 1.0)
+    solution = solve_barrier(unit.cosines, np.log(powers[unit.rows]), 1.0)
     return to_tensor(np.zeros(unit.size) if solution is None else unit.weights(solution))
-
-
-def _log_powers(preference: Tensor | None, size: int) -> Array:
-    if preference is None:
-        return np.zeros(size)
-    if preference.shape != (size,):
-        raise ValueError(f"`preference` must have shape [{size}], got {list(preference.shape)}.")
-    powers: Array = preference.detach().to("cpu", torch.float64).numpy()
-    if not ((powers > 0) & np.isfinite(powers)).all():
-        raise ValueError(f"`preference` must be in (0, inf), got {powers.tolist()}.")
-    return np.log(powers)

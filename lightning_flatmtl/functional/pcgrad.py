@@ -8,7 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.functional._gram import Array, Indices, to_tensor, unit_gram
+from lightning_flatmtl.functional._gram import (
+    Array,
+    Indices,
+    refuse_unreadable,
+    to_tensor,
+    unit_gram,
+)
 
 Reduction = Literal["sum", "mean"]
 
@@ -68,9 +74,10 @@ def _projections(norms: Array, cosines: Array, others: Indices) -> Array:
 
 def others_in_order(order: Tensor, size: int) -> Indices:
     """The partners of every task, ``[m - 1, m]``: column i is row i of ``order`` without i."""
+    refuse_unreadable("order", order)
     if order.shape != (size, size):
         raise ValueError(f"`order` must have shape [{size}, {size}], got {list(order.shape)}.")
-    if order.is_floating_point() or order.is_complex() or order.dtype == torch.bool:
+    if order.is_floating_point() or order.dtype == torch.bool:
         raise ValueError(f"`order` must hold integers, got {order.dtype}.")
     array = order.detach().to("cpu", torch.int64).numpy()
     tasks = np.arange(size)

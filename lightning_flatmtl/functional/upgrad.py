@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from lightning_flatmtl.functional._gram import semidefinite_unit_gram, to_tensor
@@ -9,7 +11,7 @@ from lightning_flatmtl.functional._nonnegative import solve_nonnegative_many
 from lightning_flatmtl.functional._shares import shares_of
 
 
-def upgrad_weights(gram: Tensor, preference: Tensor | None = None) -> Tensor:
+def upgrad_weights(gram: Tensor, preference: Tensor | Sequence[float] | None = None) -> Tensor:
     r"""Weights of the combined projections of all gradients on the dual cone (UPGrad).
 
     .. math:: d = \sum_i p_i \, \pi(g_i), \qquad
@@ -39,7 +41,7 @@ def upgrad_weights(gram: Tensor, preference: Tensor | None = None) -> Tensor:
         tensor([0.7500, 0.7500], dtype=torch.float64)
     """
     unit = semidefinite_unit_gram(gram)
-    shares = shares_of(preference, unit.size)
+    shares = shares_of(preference, unit.size, otherwise=1 / unit.size)
     amounts = shares[unit.rows] * unit.norms
     v = solve_nonnegative_many(unit.cosines, -unit.cosines)
     return to_tensor(unit.weights(amounts + amounts @ v))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -45,6 +46,15 @@ DEGREES = dict.fromkeys(SOLVERS, 1.0) | {"nash_weights": 0.0, "fairgrad_weights"
 
 everywhere = pytest.mark.parametrize("name", SOLVERS | MEASURES)
 
+ORDER = torch.tensor([[0, 1], [0, 1]])
+# The same of two tasks, for what is no tensor.
+GIVEN: dict[str, Callable[[Any], object]] = {
+    **SOLVERS,
+    **MEASURES,
+    "gradvac_weights": lambda K: functional.gradvac_weights(K, ORDER, torch.zeros(2, 2)),
+    "pcgrad_weights": lambda K: functional.pcgrad_weights(K, ORDER),
+}
+
 
 def test_every_public_function_is_in_a_table() -> None:
     functions = {name for name in functional.__all__ if name.endswith("_weights")}
@@ -71,6 +81,64 @@ def test_a_gram_that_is_not_finite_is_refused(name: str, value: float) -> None:
 def test_a_negative_diagonal_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=r"diagonal >= 0, got -1\.0 in row 2\."):
         (SOLVERS | MEASURES)[name](torch.diag(torch.tensor([1.0, 2.0, -1.0])))
+
+
+UNREADABLE = [
+    ([[1.0, 0.0], [0.0, 1.0]], "must be a tensor, got list"),
+    (torch.eye(2).numpy(), "must be a tensor, got ndarray"),
+    (
+        torch.eye(2).to_sparse(),
+        r"must be dense, got the layout torch.sparse_coo: use `.to_dense\(\)`",
+    ),
+    (torch.eye(2, device="meta"), "must have values, got a tensor on the meta device"),
+    (torch.eye(2, dtype=torch.complex64), "must be real, got torch.complex64"),
+]
+
+
+@everywhere
+@pytest.mark.parametrize(("given", "message"), UNREADABLE)
+def test_a_gram_without_readable_entries_is_refused(name: str, given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^`gram` {message}"):
+        GIVEN[name](given)
+
+
+@pytest.mark.parametrize(("given", "message"), UNREADABLE)
+def test_so_are_orders_and_targets(given: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"^`order` {message}"):
+        functional.pcgrad_weights(torch.eye(2), given)
+    with pytest.raises(ValueError, match=f"^`targets` {message}"):
+        functional.gradvac_weights(torch.eye(2), ORDER, given)
+
+
+PREFERRING: dict[str, Callable[..., Tensor]] = {
+    "upgrad": functional.upgrad_weights,
+    "nash": functional.nash_weights,
+    "aligned": lambda K, p: functional.aligned_mtl_weights(K, preference=p),
+}
+
+
+@pytest.mark.parametrize("name", PREFERRING)
+def test_a_preference_may_be_a_list(name: str) -> None:
+    K = torch.tensor([[2.0, -1.0], [-1.0, 4.0]])
+    expected = PREFERRING[name](K, torch.tensor([0.25, 3.0]))
+    for preference in ([0.25, 3.0], (0.25, 3)):
+        assert torch.equal(PREFERRING[name](K, preference), expected)
+
+
+@pytest.mark.parametrize("name", PREFERRING)
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([1.0], r"must have shape \[2\], got \[1\]\."),
+        ([1.0, -1.0], r"must be in [\[(]0, inf\), got -1\.0 at 1\."),
+        ({"a": 1.0}, r"must be a tensor, got dict\."),
+        (torch.ones(2, device="meta"), "must have values"),
+    ],
+)
+def test_a_preference_that_is_none_is_refused(name: str, given: Any, message: str) -> None:
+    for K in (torch.eye(2), torch.zeros(2, 2)):
+        with pytest.raises(ValueError, match=f"^`preference` {message}"):
+            PREFERRING[name](K, given)
 
 
 @pytest.mark.parametrize("name", SOLVERS)
