@@ -1,11 +1,46 @@
-"""Multi-task learning in PyTorch Lightning, towards minima that are flat for every task."""
+"""Multi-task learning in PyTorch Lightning, towards minima that are flat for every task.
 
+What is named here is imported when it is first asked for, so that
+:mod:`lightning_flatmtl.functional` and :mod:`lightning_flatmtl.engine` need no Lightning.
+"""
+
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-from lightning_flatmtl.module import MultiTaskModule
-from lightning_flatmtl.sharpness import TaskSAM
-from lightning_flatmtl.task import ClassificationTask, Task
+if TYPE_CHECKING:
+    from lightning_flatmtl.module import MultiTaskModule
+    from lightning_flatmtl.sharpness import TaskSAM
+    from lightning_flatmtl.task import ClassificationTask, Task
 
 __all__ = ["ClassificationTask", "MultiTaskModule", "Task", "TaskSAM", "__version__"]
 
 __version__ = version("lightning-flatmtl")
+
+_HOMES = {
+    "ClassificationTask": "task",
+    "MultiTaskModule": "module",
+    "Task": "task",
+    "TaskSAM": "sharpness",
+}
+_ROOMS = {
+    "aggregators", "cli", "data", "engine", "functional", "metrics", "models", "module",
+    "sharpness", "takeover", "task",
+}  # fmt: skip
+
+
+if not TYPE_CHECKING:  # a type checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> object:
+        if name in _HOMES:
+            found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        elif name in _ROOMS:
+            found = import_module(f"{__name__}.{name}")
+        else:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        globals()[name] = found
+        return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES, *_ROOMS})

@@ -1,6 +1,7 @@
 """What the second pass writes into plain attributes of a module, put back or at least noticed."""
 
 import random
+import sys
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
 from typing_extensions import override
 
 from lightning_flatmtl.engine.inputs import is_library_object
@@ -76,7 +76,7 @@ class AttributeSnapshot:
         self._memory: set[int] | None = None
         for name, part in module.named_modules():
             kind: Any = type(part)
-            if not _is_of_torch(kind) and not isinstance(part, Metric):
+            if not _is_of_torch(kind) and not _is_metric(part):
                 self._of_module(part, f"self.{name}" if name else "self", _OF_MODULES)
 
     def put_back(self) -> None:
@@ -383,3 +383,9 @@ def _is_of_torch(kind: Any) -> bool:
     """Whether a class of modules is torch's own: its layers change nothing but buffers."""
     classes = kind.__mro__[: kind.__mro__.index(nn.Module)]
     return all(c.__module__.partition(".")[0] == "torch" for c in classes)
+
+
+def _is_metric(part: nn.Module) -> bool:
+    """Whether a module is torchmetrics' own kind; without that library in use none is."""
+    library = sys.modules.get("torchmetrics")
+    return library is not None and isinstance(part, library.Metric)
