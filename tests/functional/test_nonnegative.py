@@ -52,6 +52,13 @@ def test_parallel_columns_trade_places() -> None:
     np.testing.assert_allclose(_active_set(K, q, q, start), [0, 3, 0])
 
 
+def test_a_column_at_right_angles_stays_when_parallel_ones_trade_places() -> None:
+    # The second column has no part in the first, whose copy with the larger demand enters.
+    K = np.array([[1.0, 0.0, 1.0], [0.0, 1.0, 0.0], [1.0, 0.0, 1.0]])
+    q, start = np.array([1.0, 1.0, 2.0]), np.array([1.0, 1.0, 0.0])
+    np.testing.assert_allclose(_active_set(K, q, q, start), [0, 1, 2])
+
+
 def test_running_out_of_iterations_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_nonnegative, "_MAX_EXCHANGES", 0)
     K, q = problem("dependent", 5, 0.0)
