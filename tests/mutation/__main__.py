@@ -74,7 +74,8 @@ def reach(
     """What each test runs: measured, if the file does not know it already."""
     with tempfile.TemporaryDirectory() as folder:
         file = keep or Path(folder) / "reach"
-        missing = [item for item in items if item.nodeid not in read(file)[0]]
+        known = read(file)[0]
+        missing = [item for item in items if item.nodeid not in known]
         if missing:
             forked(lambda: measure(missing, failures.not_passed, file))
         found, modules = read(file)
@@ -146,7 +147,7 @@ def attempts(
     every = [m for path in arguments.files or files() for m in mutations_of(path)]
     chosen = random.Random(arguments.seed).sample(every, min(arguments.sample, len(every)))
     results = arguments.results or Path(os.devnull)
-    done = set(results.read_text("utf-8").splitlines()) if results.exists() else set()
+    done = results.read_text("utf-8").splitlines() if results.exists() else []
     known = {(r["mutation"], r["number"]) for r in map(json.loads, done)}
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     start = time.monotonic()
