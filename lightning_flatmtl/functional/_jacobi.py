@@ -31,8 +31,12 @@ def gram_eigenpairs(unit: UnitGram) -> tuple[Array, Array]:
     norms = unit.norms / top
     values, vectors = np.linalg.eigh(norms[:, None] * unit.cosines * norms)
     kernel = values <= rounding(len(norms)) * norms.min() ** 2
-    share = _PLAIN_SHARE if norms.min() * _PLAIN_SPREAD < 1 else rounding(len(norms))
-    if (values[~kernel] <= share * values[-1]).any():
+    if norms.min() * _PLAIN_SPREAD < 1:
+        # What the plain solver takes for the kernel may be a small eigenvalue that it has lost.
+        doubtful = values <= _PLAIN_SHARE * values[-1]
+    else:
+        doubtful = ~kernel & (values <= rounding(len(norms)) * values[-1])
+    if doubtful.any():
         values, vectors = _one_sided_jacobi(_pivoted_factor(unit.cosines, norms))
         kernel = np.zeros(len(values), dtype=np.bool_)
     return values[~kernel] * top**2, vectors[:, ~kernel]

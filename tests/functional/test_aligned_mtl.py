@@ -38,6 +38,15 @@ def test_small_eigenvalues_keep_their_digits_whatever_the_scales(m: int) -> None
     assert (weights @ jacobian - expected).norm() <= 1e-10 * expected.norm()
 
 
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("kind", ["scales", "dependent, scales"])
+def test_small_eigenvalues_that_a_plain_solver_makes_negative_count(kind: str, seed: int) -> None:
+    jacobian = hard_matrices(3, seed)[kind]
+    weights = aligned_mtl_weights(gram(jacobian))
+    expected = reference.aligned_mtl(jacobian, "min")
+    assert (weights @ jacobian - expected).norm() <= 1e-10 * expected.norm()
+
+
 def test_running_out_of_sweeps_warns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_jacobi, "_MAX_SWEEPS", 1)
     with pytest.warns(ConvergenceWarning, match="did not converge in 1 iterations"):
