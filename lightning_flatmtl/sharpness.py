@@ -2,8 +2,6 @@
 
 from typing import final
 
-from typing_extensions import override
-
 from lightning_flatmtl._method import MethodCallback
 from lightning_flatmtl.engine import Arm, Point, Sharpness
 from lightning_flatmtl.engine.sharpness import Perturbation, check_radius
@@ -73,11 +71,6 @@ class TaskSAM(MethodCallback):
             aggregate=aggregate,
             perturbation=perturbation,
         )
-
-    @property
-    @override
-    def state_key(self) -> str:
-        return f"lightning_flatmtl.{type(self).__qualname__}"
 
     def __repr__(self) -> str:
         return f"TaskSAM{repr(self.sharpness).removeprefix('Sharpness')}"
