@@ -13,7 +13,16 @@ from torch.utils.data import DataLoader
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_flatmtl import MultiTaskModule, Task, TaskSAM
-from lightning_flatmtl.aggregators import MGDA, CAGrad, LinearScalarization
+from lightning_flatmtl.aggregators import (
+    DBMTL,
+    FAMO,
+    GLS,
+    MGDA,
+    STCH,
+    CAGrad,
+    GradNorm,
+    LinearScalarization,
+)
 from lightning_flatmtl.engine import NonFiniteError
 from lightning_flatmtl.takeover import host_of
 from tests.ddp.net import Batches
@@ -197,6 +206,16 @@ def test_an_absent_task_as_a_loss_times_zero(host: str, make: Any) -> None:
     assert len([w for w in told if "exactly zero" in str(w.message)]) == 1
 
 
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("make", [GradNorm, FAMO, STCH, GLS, DBMTL])
+def test_methods_on_losses_say_to_leave_an_absent_task_out(host: str, make: Any) -> None:
+    """A constant added to a loss that stands for nothing would be trained on."""
+    net = module(kind=OursTimesZero) if host == "module" else foreign(TimesZero)
+    words = "Leave a task out of a batch that has nothing for it (no loss times zero)"
+    with says(ValueError, "needs positive losses, got 0.0 for task 'b'", words):
+        fit(net, [make()])
+
+
 # The module's own ways.
 
 
@@ -263,11 +282,13 @@ def test_layers_that_are_built_late_are_declared(host: str, when: str) -> None:
     assert {id(p) for p in shared} == {id(p) for p in net.shared_parameters()}
 
 
-def test_an_attribute_of_the_name_tasks() -> None:
+@pytest.mark.parametrize("make", [CAGrad, LinearScalarization, FAMO])
+@pytest.mark.parametrize("own", [2, None, ["a", "c"]])
+def test_an_attribute_of_the_name_tasks(own: Any, make: Any) -> None:
     class Counts(Foreign):
-        tasks = 2
+        tasks = own
 
-    fit(foreign(Counts), [CAGrad()])
+    assert fit(foreign(Counts), [make()]).global_step == 3
 
 
 @pytest.mark.parametrize("again", ["validate", "test", "fit"])
