@@ -15,6 +15,7 @@ Files that only several processes run are left out; their tests are those of ``t
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -26,13 +27,14 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
+from types import FunctionType
 
 import pytest
 
 from tests.mutation.changes import PACKAGE, ROOT, Mutation, mutations
 from tests.mutation.child import TIMEOUT, Failures, forked, run
 from tests.mutation.reach import Reached, measure, read
-from tests.mutation.swap import NotLoadedError, put_in
+from tests.mutation.swap import NotLoadedError, loaded, put_in
 
 SEVERAL_PROCESSES = {"processes", "together", "sharded"}
 SKIPPED = {"__init__", "errors"}
@@ -122,14 +124,19 @@ def choose(mutation: Mutation, reached: dict[str, Reached], budget: float) -> li
     return chosen
 
 
-def attempt(mutation: Mutation, items: Sequence[pytest.Item], failures: Failures) -> str:
+def attempt(
+    mutation: Mutation,
+    items: Sequence[pytest.Item],
+    failures: Failures,
+    functions: Sequence[FunctionType],
+) -> str:
     """What comes of it; ``"not run"`` where no test does, ``"left out"`` if it cannot be put in."""
     if not items:
         return "not run"
 
     def work() -> int:
         try:
-            put_in(mutation)
+            put_in(mutation, functions)
         except NotLoadedError:
             return LEFT_OUT
         return run(items, failures)
@@ -149,6 +156,7 @@ def attempts(
     results = arguments.results or Path(os.devnull)
     done = results.read_text("utf-8").splitlines() if results.exists() else []
     known = {(r["mutation"], r["number"]) for r in map(json.loads, done)}
+    functions = loaded()
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     start = time.monotonic()
     with results.open("a", encoding="utf-8") as file:
@@ -159,7 +167,7 @@ def attempts(
                 continue
             tests = choose(mutation, reached, arguments.budget)
             began = time.monotonic()
-            outcome = attempt(mutation, [items[test] for test in tests], failures)
+            outcome = attempt(mutation, [items[test] for test in tests], failures, functions)
             outcomes[mutation.part][outcome] += 1
             record = {
                 "mutation": str(mutation),
@@ -173,6 +181,7 @@ def attempts(
             file.flush()
             if outcome != "killed" or arguments.files:
                 print(f"{outcome} ({len(tests)} tests): {mutation}", flush=True)
+    gc.unfreeze()
     print(f"{len(every)} mutations, seed {arguments.seed}")
     for part, counts in sorted(outcomes.items()):
         tried = counts.total() - counts["left out"]
@@ -207,7 +216,8 @@ def main() -> None:
     arguments = parser.parse_args()
     failures = Failures()
     with tempfile.TemporaryDirectory() as folder:
-        options = ["-q", "-s", "--no-header", "-p", "no:cacheprovider", "--hypothesis-seed=0"]
+        options = ["-q", "-s", "--no-header", "--tb=native", "-p", "no:cacheprovider"]
+        options += ["--hypothesis-seed=0"]
         options += [f"--basetemp={folder}/tests", "--ignore=tests/ddp", "--ignore=tests/benchmarks"]
         plugins = [failures, Loop(arguments, failures)]
         sys.exit(pytest.main([*options, *arguments.tests], plugins=plugins))

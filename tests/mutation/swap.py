@@ -3,7 +3,7 @@
 import ast
 import gc
 import sys
-from pathlib import Path
+from collections.abc import Sequence
 from types import CodeType, FunctionType
 
 from tests.mutation.changes import PACKAGE, ROOT, Mutation, module_code
@@ -13,8 +13,24 @@ class NotLoadedError(Exception):
     """What is changed is not there in a form that can be changed."""
 
 
-def put_in(mutation: Mutation) -> None:
+def loaded() -> list[FunctionType]:
+    """The functions of the package, and all objects out of the collector's sight.
+
+    A forked process shares what it does not touch: looking for functions there would copy it all.
+    """
+    gc.collect()
+    found = [f for f in gc.get_objects() if type(f) is FunctionType]
+    gc.freeze()
+    folder = str(ROOT / PACKAGE)
+    return [f for f in found if f.__code__.co_filename.startswith(folder)]
+
+
+def put_in(mutation: Mutation, functions: Sequence[FunctionType]) -> None:
     """Let this process run the changed code.
+
+    Args:
+        mutation: What to change.
+        functions: Those that are :func:`loaded`.
 
     Raises:
         NotLoadedError: If no loaded function or value is concerned.
@@ -23,7 +39,7 @@ def put_in(mutation: Mutation) -> None:
     original = module_code(ast.parse((ROOT / mutation.path).read_text("utf-8")), mutation.path)
     changed = mutation.code()
     if mutation.place.in_function:
-        put = _swap_functions(mutation.path, dict(_pairs(original, changed)))
+        put = _swap_functions(functions, dict(_pairs(original, changed)))
     else:
         put = _set_values(vars(module), changed)
     if not put:
@@ -43,13 +59,14 @@ def _pairs(old: CodeType, new: CodeType) -> list[tuple[CodeType, CodeType]]:
     return pairs
 
 
-def _swap_functions(path: Path, pairs: dict[CodeType, CodeType]) -> bool:
-    name, put = str(ROOT / path), False
-    for function in gc.get_objects():
-        if isinstance(function, FunctionType) and function.__code__.co_filename == name:
-            new = pairs.get(function.__code__)
-            if new is not None and new.co_freevars == function.__code__.co_freevars:
-                function.__code__, put = new, True
+def _swap_functions(functions: Sequence[FunctionType], pairs: dict[CodeType, CodeType]) -> bool:
+    put = False
+    name = next(iter(pairs)).co_filename if pairs else ""
+    for function in functions:
+        old = function.__code__
+        new = pairs.get(old) if old.co_filename == name else None
+        if new is not None and new.co_freevars == old.co_freevars:
+            function.__code__, put = new, True
     return put
 
 
