@@ -463,20 +463,13 @@ class MultiTaskModule(LightningModule, Host):
 
     def _passes(self, batch: Any, batch_idx: int) -> Passes:
         if self._overrides("losses"):
-            remember = self._compiler_ctx is None
             inputs = Inputs(batch, batch_idx) if self._runs_again else None
 
             def losses() -> Mapping[str, Tensor]:
                 args = (batch, batch_idx) if inputs is None else inputs.take()[0]
                 return self._admitted(self._named(self.losses(*args)))
 
-            return WholePasses(
-                losses,
-                self,
-                self._muted,
-                remember,
-                lambda task: self._samples(batch, task),
-            )
+            return WholePasses(losses, self, self._muted, lambda t: self._samples(batch, t))
         return self._composed(batch)
 
     def _admitted(self, losses: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

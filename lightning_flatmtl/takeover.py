@@ -74,7 +74,6 @@ class TakeOver:
         self.sharpness = sharpness_of(trainer)
         warn_of_lost_scale(self.aggregator, self.sharpness)
         self._compiling = SeveralBackwards()
-        self._compiled = getattr(module, "_compiler_ctx", None) is not None
         self.engine = MultiTaskStep(processes=processes_of(trainer))
         self._untouched = UntouchedGradients()
         self.watch = TrainingWatch(())
@@ -118,9 +117,7 @@ class TakeOver:
                     self.aggregator.admit(found)
             return found
 
-        passes = WholePasses(
-            losses, self._module, self._muted, not self._compiled, lambda t: _count(outputs, t)
-        )
+        passes = WholePasses(losses, self._module, self._muted, lambda t: _count(outputs, t))
         passes.penalty = lambda: plain(outputs.get("penalty"))
         result = self.engine(
             self._module,

@@ -13,8 +13,6 @@ from torch.utils.checkpoint import checkpoint
 from lightning_flatmtl import MultiTaskModule, Task, TaskSAM
 from lightning_flatmtl.aggregators import FAMO, CAGrad
 from lightning_flatmtl.engine import FlatMTLError
-from lightning_flatmtl.engine.memo import CallMemo
-from tests.engine.test_memo import nothing
 from tests.helpers import assert_close, data, fit, module, trainer
 from tests.hosts import HOSTS, Foreign, foreign, values
 from tests.test_bad_input import says
@@ -51,17 +49,13 @@ class ReadsItWhole(ReadsTheMean):
 
 
 @pytest.mark.parametrize("sam", [{}, {"rho_heads": 0.0}, {"point": "joint"}])
-def test_a_buffer_that_the_encoder_moves_and_a_loss_reads(
-    monkeypatch: pytest.MonkeyPatch, sam: dict[str, Any]
-) -> None:
+def test_a_buffer_that_the_encoder_moves_and_a_loss_reads(sam: dict[str, Any]) -> None:
     runs = []
     for kind in (ReadsTheMean, ReadsItWhole):
         ours = module(kind=kind)
         ours.encoder = Centred(ours.encoder).double()
         fit(ours, [CAGrad(), TaskSAM(0.1, **sam)])
         runs.append(ours)
-        monkeypatch.setattr(CallMemo, "recording", nothing)  # the whole model runs
-        monkeypatch.setattr(CallMemo, "serving", nothing)
     assert_close(*runs, 1e-12)
 
 

@@ -5,7 +5,7 @@ losses cleanly and how to compute one task's loss again under the same random nu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -25,7 +25,6 @@ from lightning_flatmtl.engine.hygiene import (
     noted_as_second_pass,
 )
 from lightning_flatmtl.engine.inputs import Inputs
-from lightning_flatmtl.engine.memo import CallMemo
 from lightning_flatmtl.engine.partition import reached_parameters
 
 __all__ = ["ComposedPasses", "Passes", "WholePasses", "plain"]
@@ -56,7 +55,6 @@ class Passes(ABC):
         self._around = around
         self._tape = RandomTape(device)
         self._start: ModuleSnapshot | None = None
-        self._heads: Sequence[Sequence[Tensor]] = ()
         self._put_back: Callable[[], None] | None = None
         self.penalty: Callable[[], Any] | None = None
         """Computes the term that belongs to no task, asked once, after the clean pass."""
@@ -76,10 +74,6 @@ class Passes(ABC):
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The loss of ``task`` when only its ``head`` has moved since the clean pass."""
         return self.again(task)
-
-    def expect_heads(self, heads: Sequence[Sequence[Tensor]]) -> None:
-        """Learn before the clean pass which heads will be asked for by :meth:`head_again`."""
-        self._heads = heads
 
     def planned(self) -> tuple[int, list[str]] | None:
         """How many encoder passes and which heads the clean pass will run; ``None`` if unknown."""
@@ -118,14 +112,10 @@ class Passes(ABC):
 class WholePasses(Passes):
     """For a model that does not split: every pass computes all losses.
 
-    Where only a head has moved, the modules beside it are not run again, see
-    :class:`~lightning_flatmtl.engine.memo.CallMemo`.
-
     Args:
         losses: Computes the losses of the batch by task name.
         module: See :class:`Passes`.
         around: See :class:`Passes`.
-        remember: Whether modules may be answered for; not where ``losses`` itself is compiled.
         count: See :class:`Passes`.
     """
 
@@ -134,18 +124,14 @@ class WholePasses(Passes):
         losses: Callable[[], Mapping[str, Tensor]],
         module: nn.Module,
         around: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        remember: bool = True,
         count: Callable[[str], float] | None = None,
     ) -> None:
         super().__init__(module, around, count)
-        self._remember = remember
         self._losses = losses
-        self._memo = CallMemo(module, self._tape)
 
     def clean(self) -> dict[str, Tensor]:
         """All losses of the batch."""
-        with self._memo.recording(self._heads if self._remember else ()):
-            losses = self._record("losses", self._losses)
+        losses = self._record("losses", self._losses)
         if not isinstance(losses, Mapping):
             raise ValueError(
                 "`losses` must return a mapping from task names to scalar losses, got "
@@ -155,15 +141,6 @@ class WholePasses(Passes):
 
     def again(self, task: str) -> Tensor:
         """All losses once more; that of ``task`` is returned."""
-        self._memo.clear()
-        return self._again(task)
-
-    @override
-    def head_again(self, task: str, head: list[Tensor]) -> Tensor:
-        with self._memo.serving(head):
-            return self._again(task)
-
-    def _again(self, task: str) -> Tensor:
         losses = self._replay("losses", self._losses)
         if task not in losses:
             raise FlatMTLError(

@@ -171,12 +171,6 @@ class MultiTaskStep:
         named = with_unregistered(registered, optimized, module, self.processes)
         if sharpness is not None:
             passes.keep_start()
-            by_head = sharpness.point == "separate" and sharpness.moves_heads
-            if by_head and not self.processes.sharded:
-                params = [p for p in named.values() if p.requires_grad]
-                passes.expect_heads(
-                    list(self.partition.heads(self.partition.seen, params).values())
-                )
         return named
 
     def _clean_losses(
