@@ -38,6 +38,9 @@ for solve in (min_norm_weights, nash_weights, upgrad_weights, imtl_g_weights):
     assert solve(K).isfinite().all()
 assert conflict_rate(K) == 1
 assert delta_m({"loss": 3.0}, {"loss": 2.0}, {"loss": False}) == -50
+L = torch.tensor([1.0, 3.0])
+assert famo_weights(softmax_weights([0.0, 0.0]), L).tolist() == [0.75, 0.25]
+assert graddrop_direction(K, torch.rand(2)).shape == (2,)
 
 from torch import nn
 from lightning_flatmtl.engine import MultiTaskStep, Sharpness, WholePasses, gram_matrix
@@ -108,6 +111,15 @@ def imported(file: Path) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} has a relative import"
             yield str(node.module)
+
+
+def test_every_aggregator_takes_its_mathematics_from_functional() -> None:
+    files = [file for file in (PACKAGE / "aggregators").glob("*.py") if file.stem[0] != "_"]
+    without = {
+        file.stem for file in files if "lightning_flatmtl.functional" not in {*imported(file)}
+    }
+    # The weights are given, and the library's own.
+    assert without == {"linear_scalarization", "torchjd"}
 
 
 @pytest.mark.parametrize("room", ["functional", "engine"])

@@ -2,8 +2,7 @@
 
 from torch import Tensor
 
-_LEAST = 1e-300
-"""Where float64 ends, so do the inverses of losses: those below count as this."""
+from lightning_flatmtl.functional._vectors import LEAST_LOSS
 
 __all__ = ["given", "positive"]
 
@@ -33,4 +32,4 @@ def positive(method: object, tasks: tuple[str, ...], losses: Tensor | None) -> T
                 "task out of a batch that has nothing for it (no loss times zero); else add a "
                 "constant to that loss, or use a method that does not look at losses."
             )
-    return losses.clamp(min=_LEAST)
+    return losses.clamp(min=LEAST_LOSS)

@@ -12,6 +12,7 @@ from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients, gram_matrix
 from lightning_flatmtl.engine.combination import scaled, weighted_rows
 from lightning_flatmtl.engine.gradients import Sees
+from lightning_flatmtl.functional import db_mtl_weights, scale_invariant_weights
 
 __all__ = ["DBMTL"]
 
@@ -57,15 +58,11 @@ class DBMTL(Aggregator):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        return 1.0 / positive(self, tasks, losses)
+        return scale_invariant_weights(positive(self, tasks, losses))
 
     @override
     def row_weights(self, gradients: TaskGradients) -> Tensor | None:
-        assert gradients.loss_weights is not None
-        if self.beta > 0:
-            return None
-        scale = gradients.loss_weights
-        return scale * _balance(gradients.gram.diagonal().sqrt() * scale)
+        return db_mtl_weights(gradients.gram, gradients.loss_weights) if self.beta == 0 else None
 
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
@@ -74,8 +71,8 @@ class DBMTL(Aggregator):
             return weighted_rows(weights, gradients, self)
         averages = torch.stack(self._move(gradients))
         shown = replace(gradients, jacobian=averages, gram=gram_matrix(averages).cpu())
-        weights = _balance(shown.gram.diagonal().sqrt())
-        return weighted_rows(weights, shown, self).to(gradients.jacobian.dtype)
+        direction = weighted_rows(db_mtl_weights(shown.gram), shown, self)
+        return direction.to(gradients.jacobian.dtype)
 
     def _move(self, gradients: TaskGradients) -> list[Tensor]:
         kept = self._averages.setdefault(gradients.part, {})
@@ -105,8 +102,3 @@ class DBMTL(Aggregator):
     @override
     def set_state(self, state: dict[str, Any]) -> None:
         self._averages = {p: dict(rows) for p, rows in state["averages"].items()}
-
-
-def _balance(norms: Tensor) -> Tensor:
-    """Factors that give all rows the largest norm; 0 for rows of zeros."""
-    return torch.where(norms > 0, norms.max() / norms, 0.0)

@@ -3,12 +3,12 @@
 import math
 from typing import Any, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import LossWeighting
+from lightning_flatmtl.functional import dwa_weights
 
 __all__ = ["DynamicWeightAverage"]
 
@@ -54,12 +54,9 @@ class DynamicWeightAverage(LossWeighting):
             for task, loss in zip(tasks, losses.tolist(), strict=True):
                 total, count = self._sums.get(task, (0.0, 0.0))
                 self._sums[task] = [total + loss, count + 1]
-        rates = torch.tensor([self._rate(task) for task in tasks], dtype=torch.float64)
-        return len(tasks) * (rates / self.temperature).softmax(dim=0)
-
-    def _rate(self, task: str) -> float:
-        means = self._means.get(task, [])
-        return means[1] / means[0] if len(means) == 2 and means[0] != 0 else 1.0
+        means = (self._means.get(task, []) for task in tasks)
+        older, newer = zip(*(pair if len(pair) == 2 else (1.0, 1.0) for pair in means), strict=True)
+        return dwa_weights(newer, older, self.temperature)
 
     def end_epoch(self) -> None:
         """Close an epoch; a Trainer does this."""

@@ -10,7 +10,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.engine.combination import weighted_rows
-from lightning_flatmtl.engine.gram import wide_type
+from lightning_flatmtl.functional import excess_risk, softmax_weights
 
 __all__ = ["ExcessMTL"]
 
@@ -52,8 +52,7 @@ class ExcessMTL(Aggregator):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        logs = [self._log_weights.get(task, 0.0) for task in tasks]
-        return len(tasks) * torch.tensor(logs, dtype=torch.float64).softmax(dim=0)
+        return softmax_weights([self._log_weights.get(task, 0.0) for task in tasks])
 
     @override
     def row_weights(self, gradients: TaskGradients) -> Tensor:
@@ -67,12 +66,8 @@ class ExcessMTL(Aggregator):
         return weighted_rows(self.row_weights(gradients), gradients, self)
 
     def _learn(self, gradients: TaskGradients) -> None:
-        excess = torch.stack(
-            [
-                self._excess(t, row)
-                for t, row in zip(gradients.tasks, gradients.jacobian, strict=True)
-            ]
-        )
+        pairs = zip(gradients.tasks, gradients.jacobian, strict=True)
+        excess = torch.stack([self._excess(task, row) for task, row in pairs])
         for task, value in zip(gradients.tasks, excess.tolist(), strict=True):
             if not self._first.get(task):
                 self._first[task] = value
@@ -81,13 +76,11 @@ class ExcessMTL(Aggregator):
                 self._log_weights[task] = self._log_weights.get(task, 0.0) + step
 
     def _excess(self, task: str, row: Tensor) -> Tensor:
-        size = row.to(torch.promote_types(row.dtype, torch.float32)).abs()
         kept = self._roots.get(task)
         # Roots of another length belong to other trainable parameters: begin anew.
-        same = kept is not None and kept.shape == size.shape
-        self._roots[task] = root = kept.to(size).hypot(size) if same and kept is not None else size
-        share = torch.where(root > 0, size / root, 0.0)
-        return (size.to(wide_type(size.device)) * share).sum()
+        same = kept is not None and kept.shape == row.shape
+        risk, self._roots[task] = excess_risk(row, kept if same else None)
+        return risk
 
     @override
     def reset(self) -> None:

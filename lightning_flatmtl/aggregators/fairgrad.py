@@ -6,7 +6,6 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
-from lightning_flatmtl.aggregators._scale import without_scale
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.functional import fairgrad_weights
 
@@ -56,6 +55,4 @@ class FairGrad(GramAggregator):
 
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
-        if self.normalize:
-            gram = without_scale(gram)
-        return fairgrad_weights(gram, self.alpha)
+        return fairgrad_weights(gram, self.alpha, self.normalize)

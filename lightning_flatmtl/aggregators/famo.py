@@ -10,6 +10,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.aggregators._losses import positive
+from lightning_flatmtl.functional import famo_gradient, famo_weights
 from lightning_flatmtl.takeover import host_of
 
 __all__ = ["FAMO"]
@@ -57,8 +58,7 @@ class FAMO(LearnedWeights, LossWeighting):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        share = self._scalars.values(tasks).softmax(dim=0) / positive(self, tasks, losses)
-        return share / share.sum()
+        return famo_weights(self._scalars.values(tasks), positive(self, tasks, losses))
 
     def update(self, tasks: tuple[str, ...], before: Tensor, after: Tensor) -> None:
         """Move the weights after a step; a Trainer does this.
@@ -68,12 +68,8 @@ class FAMO(LearnedWeights, LossWeighting):
             before: Their losses before the step, ``[m]``.
             after: Their losses on the same batch after it, ``[m]``.
         """
-        fall = (
-            positive(self, tasks, before.double()).log()
-            - positive(self, tasks, after.double()).log()
-        )
-        z = self._scalars.values(tasks).softmax(dim=0)
-        self._scalars.accumulate(tasks, z * (fall - (z * fall).sum()))
+        old, new = (positive(self, tasks, losses.double()) for losses in (before, after))
+        self._scalars.accumulate(tasks, famo_gradient(self._scalars.values(tasks), old, new))
         self.step()
 
     @override

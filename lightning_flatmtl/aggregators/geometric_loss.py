@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._losses import positive
+from lightning_flatmtl.functional import gls_weights
 
 __all__ = ["GLS"]
 
@@ -27,5 +28,4 @@ class GLS(LossWeighting):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        values = positive(self, tasks, losses)
-        return values.log().mean().exp() / (len(values) * values)
+        return gls_weights(positive(self, tasks, losses))

@@ -9,6 +9,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._random import RandomAggregator
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.engine.gradients import Sees
+from lightning_flatmtl.functional import graddrop_direction
 
 __all__ = ["GradDrop"]
 
@@ -51,26 +52,15 @@ class GradDrop(RandomAggregator):
 
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
-        rows = gradients.jacobian
-        wide = torch.promote_types(rows.dtype, torch.float32)
-        # Row by row, so that no second matrix is needed.
-        positive = torch.zeros(rows.shape[1], dtype=wide, device=rows.device)
-        negative = positive.clone()
-        for row in rows:
-            positive += row.clamp(min=0)
-            negative += row.clamp(max=0)
-        # P = positive / (positive - negative), without a division by zero.
-        keep_positive = self._draw(positive, gradients) * (positive - negative) < positive
-        kept = torch.where(keep_positive, positive, negative)
-        direction = torch.lerp(kept, positive + negative, self.leak) if self.leak else kept
-        return direction.to(rows.dtype)
+        return graddrop_direction(gradients.jacobian, self._draw(gradients), self.leak)
 
-    def _draw(self, like: Tensor, gradients: TaskGradients) -> Tensor:
+    def _draw(self, gradients: TaskGradients) -> Tensor:
+        rows, kept = gradients.jacobian, gradients.columns
         seed = int(torch.randint(2**62, (), generator=self._generator))
-        generator = torch.Generator(device=like.device).manual_seed(seed)
-        kept = gradients.columns
-        count = len(like) if kept is None else gradients.width
-        drawn = torch.rand(count, generator=generator, device=like.device, dtype=like.dtype)
+        generator = torch.Generator(device=rows.device).manual_seed(seed)
+        count = rows.shape[1] if kept is None else gradients.width
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        drawn = torch.rand(count, generator=generator, device=rows.device, dtype=wide)
         if kept is None:
             return drawn
         # Columns beyond the width fill up the last process's share; their rows are zero.

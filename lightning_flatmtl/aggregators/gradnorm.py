@@ -12,6 +12,7 @@ from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients
 from lightning_flatmtl.engine.combination import weighted_rows
 from lightning_flatmtl.engine.gradients import Sees
+from lightning_flatmtl.functional import gradnorm_gradient, softmax_weights
 
 __all__ = ["GradNorm"]
 
@@ -55,14 +56,18 @@ class GradNorm(LearnedWeights):
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         for task, loss in zip(tasks, positive(self, tasks, losses).tolist(), strict=True):
             self._first.setdefault(task, loss)
-        return len(tasks) * self._scalars.values(tasks).softmax(dim=0)
+        return softmax_weights(self._scalars.values(tasks))
 
     @override
     def row_weights(self, gradients: TaskGradients) -> Tensor:
         weights = gradients.loss_weights
         assert weights is not None
         if gradients.part == "loss":
-            self._learn(gradients, weights)
+            assert gradients.losses is not None
+            first = torch.tensor([self._first[t] for t in gradients.tasks], dtype=torch.float64)
+            progress = gradients.losses / first
+            gradient = gradnorm_gradient(gradients.gram, weights, progress, self.alpha)
+            self._scalars.accumulate(gradients.tasks, gradient)
         return weights
 
     @property
@@ -73,18 +78,6 @@ class GradNorm(LearnedWeights):
     @override
     def aggregate(self, gradients: TaskGradients) -> Tensor:
         return weighted_rows(self.row_weights(gradients), gradients, self)
-
-    def _learn(self, gradients: TaskGradients, weights: Tensor) -> None:
-        assert gradients.losses is not None
-        norms = gradients.gram.diagonal().sqrt()
-        first = torch.tensor([self._first[t] for t in gradients.tasks], dtype=torch.float64)
-        progress = gradients.losses / first
-        rates = progress / progress.mean()
-        target = (weights * norms).mean() * rates**self.alpha
-        of_weights = norms * (weights * norms - target).sign()
-        # Through w = m softmax(z): dw_i/dz_k = w_i ([i = k] - w_k / m).
-        of_z = weights * (of_weights - (weights * of_weights).sum() / len(weights))
-        self._scalars.accumulate(gradients.tasks, of_z)
 
     @override
     def reset(self) -> None:

@@ -8,7 +8,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import GramAggregator, LossWeighting
 from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.functional import imtl_g_weights
+from lightning_flatmtl.functional import imtl_g_weights, imtl_l_gradient, imtl_l_weights
 
 __all__ = ["IMTL", "IMTLG", "IMTLL"]
 
@@ -45,10 +45,10 @@ class _LearnedLossScales(LearnedWeights):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        weights = self._scalars.values(tasks).exp()
+        s = self._scalars.values(tasks)
         if losses is not None:
-            self._scalars.accumulate(tasks, weights * losses - 1.0)
-        return weights
+            self._scalars.accumulate(tasks, imtl_l_gradient(s, losses))
+        return imtl_l_weights(s)
 
 
 @final

@@ -1,19 +1,17 @@
 """The multiple-gradient descent algorithm."""
 
-from typing import Literal, final, get_args
+from typing import final, get_args
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.functional import min_norm_weights
+from lightning_flatmtl.functional import mgda_weights
+from lightning_flatmtl.functional.mgda import Normalization
 
 __all__ = ["MGDA"]
-
-Normalization = Literal["none", "l2", "loss", "loss+"]
 
 
 @final
@@ -53,16 +51,7 @@ class MGDA(GramAggregator):
 
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
-        if self.normalization == "none":
-            return min_norm_weights(gram)
-        scale = self._normalisers(gram, gradients)
-        return min_norm_weights(gram / scale[:, None] / scale[None, :])
-
-    def _normalisers(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
-        scale = torch.ones(len(gram), dtype=torch.float64)
-        if self.normalization in {"l2", "loss+"}:
-            norms = gram.diagonal().sqrt()
-            scale = torch.where(norms > 0, norms, scale)  # a zero row stays zero
+        losses = gradients.losses
         if self.normalization in {"loss", "loss+"}:
-            scale = scale * positive(self, gradients.tasks, gradients.losses)
-        return scale
+            losses = positive(self, gradients.tasks, losses)
+        return mgda_weights(gram, self.normalization, losses)

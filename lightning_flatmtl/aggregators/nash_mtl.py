@@ -9,9 +9,8 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
 from lightning_flatmtl.aggregators._preference import Preference
-from lightning_flatmtl.aggregators._scale import without_scale
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.functional import nash_weights
+from lightning_flatmtl.functional import clip_weights, nash_weights
 
 __all__ = ["NashMTL"]
 
@@ -77,10 +76,7 @@ class NashMTL(GramAggregator):
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         weights = self._solve_or_keep(gram, gradients)
-        if self.max_norm is None:
-            return weights
-        norm = math.sqrt(max(0.0, (weights @ gram @ weights).item()))
-        return weights * (self.max_norm / norm) if norm > self.max_norm else weights
+        return weights if self.max_norm is None else clip_weights(weights, gram, self.max_norm)
 
     def _solve_or_keep(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         part, tasks = gradients.part, gradients.tasks
@@ -89,9 +85,7 @@ class NashMTL(GramAggregator):
         if age < self.update_interval and all(task in kept for task in tasks):
             self._age[part] = age
             return torch.tensor([kept[task] for task in tasks], dtype=torch.float64)
-        if self.normalize:
-            gram = without_scale(gram)
-        weights = nash_weights(gram, self._powers(tasks))
+        weights = nash_weights(gram, self._powers(tasks), self.normalize)
         if self.update_interval > 1:
             kept.update(zip(tasks, weights.tolist(), strict=True))
             self._age[part] = 0

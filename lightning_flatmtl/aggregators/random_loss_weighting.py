@@ -8,6 +8,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._random import RandomAggregator
+from lightning_flatmtl.functional import softmax_weights
 
 __all__ = ["RandomLossWeighting"]
 
@@ -38,6 +39,5 @@ class RandomLossWeighting(RandomAggregator, LossWeighting):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        m = len(tasks)
-        z = torch.randn(m, generator=self._generator, dtype=torch.float64)
-        return m * z.softmax(dim=0)
+        z = torch.randn(len(tasks), generator=self._generator, dtype=torch.float64)
+        return softmax_weights(z)

@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._losses import positive
+from lightning_flatmtl.functional import scale_invariant_weights
 
 __all__ = ["ScaleInvariant"]
 
@@ -27,4 +28,4 @@ class ScaleInvariant(LossWeighting):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        return 1.0 / positive(self, tasks, losses)
+        return scale_invariant_weights(positive(self, tasks, losses))

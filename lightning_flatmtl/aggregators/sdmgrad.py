@@ -3,13 +3,12 @@
 import math
 from typing import final
 
-import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import GramAggregator
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.functional import min_norm_weights
+from lightning_flatmtl.functional import sdmgrad_weights
 
 __all__ = ["SDMGrad"]
 
@@ -45,8 +44,4 @@ class SDMGrad(GramAggregator):
 
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
-        m = len(gram)
-        # Since w sums to 1, the objective is the min-norm problem of the rows g_i + lam g_0.
-        mix = torch.eye(m, dtype=torch.float64) + self.lam / m
-        weights = min_norm_weights(mix @ gram @ mix.T)
-        return (weights + self.lam / m) / (1 + self.lam)
+        return sdmgrad_weights(gram, self.lam)

@@ -3,7 +3,6 @@
 import math
 from typing import Any, final
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
@@ -11,6 +10,7 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.aggregators._preference import Preference
+from lightning_flatmtl.functional import scale_invariant_weights, stch_weights
 
 __all__ = ["STCH"]
 
@@ -68,13 +68,10 @@ class STCH(LossWeighting):
         late = self._epoch > self.warmup_epochs
         self._note([t for t in tasks if not late or t not in self._sums], tasks, values)
         if not late:
-            return 1.0 / values
-        sums = [self._sums[task] for task in tasks]
-        reference = torch.tensor([total / count for total, count in sums], dtype=torch.float64)
-        powers = self._preference.of(tasks)
-        powers = torch.ones(len(tasks), dtype=torch.float64) if powers is None else powers
-        share = (powers * (values.log() - reference.log()) / self.mu).softmax(dim=0)
-        return len(tasks) * powers * share / values
+            return scale_invariant_weights(values)
+        sums = (self._sums[task] for task in tasks)
+        reference = [total / count for total, count in sums]
+        return stch_weights(values, reference, self.mu, self._preference.of(tasks))
 
     def _note(self, wanted: list[str], tasks: tuple[str, ...], values: Tensor) -> None:
         if self._epoch < self.warmup_epochs:

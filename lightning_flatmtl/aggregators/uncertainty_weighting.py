@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._learned import LearnedWeights
+from lightning_flatmtl.functional import uncertainty_gradient, uncertainty_weights
 
 __all__ = ["UncertaintyWeighting"]
 
@@ -40,8 +41,7 @@ class UncertaintyWeighting(LearnedWeights, LossWeighting):
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        factor = 0.5 if self.half else 1.0
-        weights = factor * (-self._scalars.values(tasks)).exp()
+        s = self._scalars.values(tasks)
         if losses is not None:
-            self._scalars.accumulate(tasks, factor - weights * losses)
-        return weights
+            self._scalars.accumulate(tasks, uncertainty_gradient(s, losses, self.half))
+        return uncertainty_weights(s, self.half)

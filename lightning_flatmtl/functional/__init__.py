@@ -1,8 +1,9 @@
-"""Stateless mathematics: solvers on the m x m Gram matrix of the task gradients, and measures.
+"""Stateless mathematics of all methods: solvers on the Gram matrix, loss weights, measures.
 
 Every solver maps ``gram = G @ G.T`` to weights, ``direction = weights @ G``. The Gram may have any
 floating-point type and device; it is brought to float64 on the CPU once, solved there in
-variables scaled to unit gradients, and the weights come back as a float64 CPU tensor.
+variables scaled to unit gradients, and the weights come back as a float64 CPU tensor. Weights of
+losses are computed from vectors ``[m]``, likewise. None of this needs Lightning.
 """
 
 from lightning_flatmtl.functional._convergence import ConvergenceWarning
@@ -10,30 +11,65 @@ from lightning_flatmtl.functional.aligned_mtl import aligned_mtl_weights
 from lightning_flatmtl.functional.cagrad import cagrad_weights
 from lightning_flatmtl.functional.con_fig import config_weights
 from lightning_flatmtl.functional.conflict import conflict_rate, cosine_similarity
+from lightning_flatmtl.functional.db_mtl import db_mtl_weights
 from lightning_flatmtl.functional.delta_m import delta_m, relative_improvement
+from lightning_flatmtl.functional.dynamic_weight_average import dwa_weights
+from lightning_flatmtl.functional.excess_mtl import ExcessRisk, excess_risk
 from lightning_flatmtl.functional.fairgrad import fairgrad_weights
+from lightning_flatmtl.functional.famo import famo_gradient, famo_weights
+from lightning_flatmtl.functional.geometric_loss import gls_weights
+from lightning_flatmtl.functional.graddrop import graddrop_direction
+from lightning_flatmtl.functional.gradnorm import gradnorm_gradient
 from lightning_flatmtl.functional.gradvac import GradVacResult, gradvac_weights
-from lightning_flatmtl.functional.imtl import imtl_g_weights
+from lightning_flatmtl.functional.imtl import imtl_g_weights, imtl_l_gradient, imtl_l_weights
+from lightning_flatmtl.functional.mgda import mgda_weights
 from lightning_flatmtl.functional.min_norm import min_norm_weights
-from lightning_flatmtl.functional.nash_mtl import nash_weights
+from lightning_flatmtl.functional.nash_mtl import clip_weights, nash_weights
 from lightning_flatmtl.functional.pcgrad import pcgrad_weights
+from lightning_flatmtl.functional.scale_invariant import scale_invariant_weights
+from lightning_flatmtl.functional.sdmgrad import sdmgrad_weights
+from lightning_flatmtl.functional.softmax import softmax_weights
+from lightning_flatmtl.functional.stch import stch_weights
+from lightning_flatmtl.functional.uncertainty_weighting import (
+    uncertainty_gradient,
+    uncertainty_weights,
+)
 from lightning_flatmtl.functional.upgrad import upgrad_weights
 
 __all__ = [
     "ConvergenceWarning",
+    "ExcessRisk",
     "GradVacResult",
     "aligned_mtl_weights",
     "cagrad_weights",
+    "clip_weights",
     "config_weights",
     "conflict_rate",
     "cosine_similarity",
+    "db_mtl_weights",
     "delta_m",
+    "dwa_weights",
+    "excess_risk",
     "fairgrad_weights",
+    "famo_gradient",
+    "famo_weights",
+    "gls_weights",
+    "graddrop_direction",
+    "gradnorm_gradient",
     "gradvac_weights",
     "imtl_g_weights",
+    "imtl_l_gradient",
+    "imtl_l_weights",
+    "mgda_weights",
     "min_norm_weights",
     "nash_weights",
     "pcgrad_weights",
     "relative_improvement",
+    "scale_invariant_weights",
+    "sdmgrad_weights",
+    "softmax_weights",
+    "stch_weights",
+    "uncertainty_gradient",
+    "uncertainty_weights",
     "upgrad_weights",
 ]

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
-from torch import Tensor
 
-from lightning_flatmtl.functional._gram import Array, refuse_unreadable
+from lightning_flatmtl.functional._gram import Array
+from lightning_flatmtl.functional._vectors import Vector, task_vector
 
 __all__ = ["shares_of"]
 
 
 def shares_of(
-    preference: Tensor | Sequence[float] | None,
+    preference: Vector | None,
     size: int,
     *,
     otherwise: float,
@@ -33,16 +30,6 @@ def shares_of(
     """
     if preference is None:
         return np.full(size, otherwise)
-    if isinstance(preference, list | tuple):
-        preference = torch.tensor(preference, dtype=torch.float64)
-    refuse_unreadable("preference", preference)
-    assert isinstance(preference, Tensor)
-    if preference.shape != (size,):
-        raise ValueError(f"`preference` must have shape [{size}], got {list(preference.shape)}.")
-    shares: Array = preference.detach().to("cpu", torch.float64).numpy()
-    wrong = ~(np.isfinite(shares) & (shares > 0 if positive else shares >= 0))
-    if wrong.any():
-        index = int(wrong.argmax())
-        bounds = "(0, inf)" if positive else "[0, inf)"
-        raise ValueError(f"`preference` must be in {bounds}, got {shares[index]} at {index}.")
-    return shares
+    return task_vector(
+        "preference", preference, size, "(0, inf)" if positive else "[0, inf)"
+    ).numpy()

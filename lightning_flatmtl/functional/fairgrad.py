@@ -7,9 +7,10 @@ from torch import Tensor
 
 from lightning_flatmtl.functional._barrier import solve_barrier
 from lightning_flatmtl.functional._gram import is_number, semidefinite_unit_gram, to_tensor
+from lightning_flatmtl.functional._scale import without_scale
 
 
-def fairgrad_weights(gram: Tensor, alpha: float = 2.0) -> Tensor:
+def fairgrad_weights(gram: Tensor, alpha: float = 2.0, normalize: bool = False) -> Tensor:
     r"""Weights of the alpha-fair direction (FairGrad).
 
     .. math:: K w = w^{-1/\alpha}, \qquad w > 0
@@ -29,6 +30,8 @@ def fairgrad_weights(gram: Tensor, alpha: float = 2.0) -> Tensor:
     Args:
         gram: Gram matrix :math:`K = G G^\top` of the gradients, ``[m, m]``.
         alpha: Degree of fairness, in ``(0, inf)``.
+        normalize: Solve for :math:`K / \lVert K \rVert_F`, so that the direction scales with the
+            gradients.
 
     Returns:
         Weights ``[m]``, float64 on the CPU.
@@ -44,7 +47,7 @@ def fairgrad_weights(gram: Tensor, alpha: float = 2.0) -> Tensor:
     """
     if not is_number(alpha, 0, low_included=False):
         raise ValueError(f"`alpha` must be in (0, inf), got {alpha}.")
-    unit = semidefinite_unit_gram(gram)
+    unit = semidefinite_unit_gram(without_scale(gram) if normalize else gram)
     if len(unit.rows) == 0:
         return to_tensor(np.zeros(unit.size))
     # With w = z / norms the equation becomes C z = norms^(p - 1) z^-p. A common scale of the

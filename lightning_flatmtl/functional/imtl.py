@@ -1,4 +1,4 @@
-"""Impartial multi-task learning, the gradient part."""
+"""Impartial multi-task learning: weights of gradients, scales of losses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from lightning_flatmtl.functional._gram import (
     to_tensor,
     unit_gram,
 )
+from lightning_flatmtl.functional._vectors import Vector, task_vector
 
 
 def imtl_g_weights(gram: Tensor) -> Tensor:
@@ -98,3 +99,51 @@ def eigenpairs(cosines: Array) -> tuple[Array, Array, Mask]:
     # Rounding may have made a singular matrix indefinite.
     values, vectors = np.linalg.eigh(semidefinite_part(cosines))
     return values, vectors, values <= rounding(len(values)) * values[-1]
+
+
+def imtl_l_weights(log_scales: Vector) -> Tensor:
+    r"""Weights of the losses that make the scaled losses equal (IMTL-L).
+
+    .. math:: \min_{\theta, s} \sum_i e^{s_i} L_i(\theta) - s_i, \qquad w_i = e^{s_i}
+
+    Liu et al., 2021, `OpenReview IMPnRXEWpvr <https://openreview.net/forum?id=IMPnRXEWpvr>`_. The
+    s descend on the same objective, see :func:`imtl_l_gradient`, and :math:`e^{s_i} L_i = 1` where
+    they come to rest.
+
+    Args:
+        log_scales: s, ``[m]``, finite.
+
+    Returns:
+        Weights ``[m]``, float64 on the CPU.
+
+    Raises:
+        ValueError: If ``log_scales`` is not as described.
+
+    Example:
+        >>> import torch
+        >>> imtl_l_weights(torch.tensor([0.0, 3.0]).log1p())
+        tensor([1.0000, 4.0000], dtype=torch.float64)
+    """
+    return task_vector("log_scales", log_scales).exp()
+
+
+def imtl_l_gradient(log_scales: Vector, losses: Vector) -> Tensor:
+    r"""Gradient of the objective of :func:`imtl_l_weights` by s, :math:`e^{s_i} L_i - 1`.
+
+    Args:
+        log_scales: s, ``[m]``, finite.
+        losses: L, ``[m]``, finite.
+
+    Returns:
+        The gradient ``[m]``, float64 on the CPU.
+
+    Raises:
+        ValueError: If an argument is not as described.
+
+    Example:
+        >>> import torch
+        >>> imtl_l_gradient(torch.zeros(2), torch.tensor([1.0, 4.0]))
+        tensor([0., 3.], dtype=torch.float64)
+    """
+    weights = imtl_l_weights(log_scales)
+    return weights * task_vector("losses", losses, len(weights)) - 1.0
