@@ -8,7 +8,11 @@ which test runs which line and how long it takes (``--reach`` keeps that). For e
 forked process puts the changed functions in the place of those loaded; no file is written. It runs
 the tests that run the line, the nearest and the shortest first, up to ``--budget`` seconds. A
 mutation that no test notices has survived: the tests do not look there, or it changes nothing that
-matters (a bound of a loop that has converged, a message, a faster path to the same numbers).
+matters (a bound of a loop that has converged, a message, a faster path to the same numbers). A
+fault that cannot be put in is left out and counts for nothing.
+
+Before the sample all its tests are run in the same way without a fault. What fails there says
+nothing about a fault and is not used; if the process itself ends, nothing is tried.
 
 ``--results`` takes one JSON line a mutation as they come; those that it has are not tried again.
 Files that only several processes run are left out; their tests are those of ``tests/ddp``.
@@ -32,9 +36,9 @@ from types import FunctionType
 import pytest
 
 from tests.mutation.changes import PACKAGE, ROOT, Mutation, mutations
-from tests.mutation.child import TIMEOUT, Failures, forked, run
+from tests.mutation.child import TIMEOUT, Failures, control, forked, run
 from tests.mutation.reach import Reached, measure, read
-from tests.mutation.swap import NotLoadedError, loaded, put_in
+from tests.mutation.swap import loaded, put_in
 
 SEVERAL_PROCESSES = {"processes", "together", "sharded"}
 SKIPPED = {"__init__", "errors"}
@@ -137,11 +141,35 @@ def attempt(
     def work() -> int:
         try:
             put_in(mutation, functions)
-        except NotLoadedError:
+        except Exception:  # nothing is known of a fault that was not there
             return LEFT_OUT
         return run(items, failures)
 
     return {0: "survived", LEFT_OUT: "left out", TIMEOUT: "timeout"}.get(forked(work), "killed")
+
+
+def sound(
+    wanted: set[str],
+    items: dict[str, pytest.Item],
+    reached: dict[str, Reached],
+    failures: Failures,
+) -> dict[str, Reached]:
+    """What is reached by the tests that pass where no fault is put in.
+
+    Raises:
+        SystemExit: If the process that runs them does not come to its end.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "failed"
+        tests = [item for test, item in items.items() if test in wanted]
+        status = forked(lambda: control(tests, failures, file))
+        if status or not file.exists():
+            raise SystemExit(f"Without a fault the tests end with the status {status}.")
+        failed = set(file.read_text("utf-8").splitlines())
+    for test in sorted(failed):
+        print(f"fails without a fault, not used: {test}", flush=True)
+    print(f"{len(wanted) - len(failed)} tests pass without a fault", flush=True)
+    return {test: found for test, found in reached.items() if test not in failed}
 
 
 def attempts(
@@ -156,15 +184,16 @@ def attempts(
     results = arguments.results or Path(os.devnull)
     done = results.read_text("utf-8").splitlines() if results.exists() else []
     known = {(r["mutation"], r["number"]) for r in map(json.loads, done)}
+    chosen = [m for m in chosen if (str(m), m.place.number) not in known]
     functions = loaded()
+    wanted = {test for m in chosen for test in choose(m, reached, arguments.budget)}
+    reached = sound(wanted, items, reached, failures)
     outcomes: defaultdict[str, Counter[str]] = defaultdict(Counter)
     start = time.monotonic()
     with results.open("a", encoding="utf-8") as file:
         for mutation in chosen:
             if time.monotonic() - start > 60 * arguments.minutes:
                 break
-            if (str(mutation), mutation.place.number) in known:
-                continue
             tests = choose(mutation, reached, arguments.budget)
             began = time.monotonic()
             outcome = attempt(mutation, [items[test] for test in tests], failures, functions)
@@ -185,8 +214,9 @@ def attempts(
     print(f"{len(every)} mutations, seed {arguments.seed}")
     for part, counts in sorted(outcomes.items()):
         tried = counts.total() - counts["left out"]
-        killed = tried - counts["survived"]
-        print(f"{part}: {killed} of {tried} killed = {100 * killed / max(tried, 1):.1f} %")
+        killed = counts["killed"] + counts["timeout"]
+        print(f"{part}: {killed} of {tried} killed = {100 * killed / max(tried, 1):.1f} %", end="")
+        print(f", {counts['not run']} not run, {counts['left out']} left out")
 
 
 def mutations_of(file: str) -> list[Mutation]:

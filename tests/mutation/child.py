@@ -37,6 +37,19 @@ def run(items: Sequence[pytest.Item], failures: Failures) -> int:
     return 0
 
 
+def control(items: Sequence[pytest.Item], failures: Failures, file: Path) -> int:
+    """Run all tests as :func:`run` runs them; the file gets the names of those that fail."""
+    failed: set[str] = set()
+    rest = list(items)
+    while rest and run(rest, failures):
+        failed |= failures.failed
+        last = max(i for i, item in enumerate(rest) if item.nodeid in failures.failed)
+        rest = rest[last + 1 :]
+        failures.failed.clear()
+    file.write_text("\n".join(sorted(failed)), "utf-8")
+    return 0
+
+
 def forked(work: Callable[[], int]) -> int:
     """The exit status of ``work`` in a process of its own; negative if a signal ended it."""
     child = os.fork()
