@@ -368,7 +368,8 @@ def _position(generator: Any) -> list[Any]:
     frame, inner = generator.gi_frame, generator.gi_yieldfrom
     if frame is None:
         return []
-    return [frame.f_lasti, *frame.f_locals.values(), inner, *_look(inner, _DEEP)]
+    further = _position(inner) if isinstance(inner, GeneratorType) else _look(inner, _DEEP)
+    return [frame.f_lasti, *frame.f_locals.values(), inner, *further]
 
 
 def _address(tensor: Tensor) -> int:
