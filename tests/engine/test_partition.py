@@ -84,6 +84,24 @@ def test_state_goes_by_name() -> None:
     assert fresh.seen == {"a", "b"}
 
 
+def test_what_a_penalty_has_reached_is_part_of_the_state() -> None:
+    w, a, spare = scalar(), scalar(), scalar()
+    named = {"w": w, "a": a, "spare": spare}
+    partition = Partition()
+    partition.observe({"a": 2 * w})
+    assert "penalised" not in partition.state_dict(named)
+    partition.penalise([a])
+    assert partition.unreached([w, a, spare]) == [spare]
+    other = {name: scalar() for name in named}
+    loaded, merged = Partition(), Partition()
+    loaded.load_state_dict(partition.state_dict(named), other)
+    merged.merge([Partition().state_dict(named), partition.state_dict(named)], other)
+    for fresh in (loaded, merged):
+        assert fresh.penalised == {other["a"]}
+        assert fresh.unreached(list(other.values())) == [other["spare"]]
+        assert fresh.head("a", list(other.values())) == [other["w"]]
+
+
 def test_the_heads_of_all_tasks_are_those_of_each() -> None:
     params = [nn.Parameter(torch.ones(())) for _ in range(5)]
     w, a, a2, b, _ = params

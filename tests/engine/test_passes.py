@@ -75,6 +75,7 @@ AWKWARD = {
     "plain": Net(),
     "dropout": Net(trunk=nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), head=nn.Dropout(0.5)),
     "moving mean": Net(nn.Sequential(nn.Linear(4, 4), MovingMean())),
+    "moving mean in a head": Net(head=MovingMean()),
     "spectral norm": Net(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))),
     "instance norm": Net(
         nn.Sequential(

@@ -59,3 +59,15 @@ def test_weights_that_cannot_sum_to_one_are_zero() -> None:
     norms = torch.tensor([1.0, 1.0, -y[2] / (y[0] + y[1])], dtype=torch.float64)
     assert (norms > 0).all()
     assert imtl_g_weights(norms.outer(norms) * cosines).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("m", "rank"), [(4, 1), (4, 2), (6, 2), (9, 4)])
+def test_rows_of_low_rank_get_the_limit_of_the_regularised_weights(m: int, rank: int) -> None:
+    generator = torch.Generator().manual_seed(m)
+    rows = torch.randn(m, rank, dtype=torch.float64, generator=generator)
+    norms = rows.norm(dim=1)
+    units = rows / norms[:, None]
+    # eps (C + eps I)^-1 tends to the projection on the kernel of C, the rows' left null space.
+    ones = torch.ones(m, dtype=torch.float64)
+    y = (ones - units @ (torch.linalg.pinv(units) @ ones)) / norms
+    torch.testing.assert_close(imtl_g_weights(gram(rows)), y / y.sum(), rtol=1e-9, atol=1e-9)
