@@ -16,12 +16,7 @@ _TINY = float(np.finfo(np.float64).tiny)  # makes 0 / 0 a 0
 
 
 def solve_nonnegative(
-    K: Array,
-    q: Array,
-    *,
-    q_size: Array | None = None,
-    start: Array | None = None,
-    definite: bool = False,
+    K: Array, q: Array, *, start: Array | None = None, definite: bool = False
 ) -> Array:
     r"""Minimise :math:`\tfrac12 v^\top K v - q^\top v` over :math:`v \ge 0`.
 
@@ -36,15 +31,13 @@ def solve_nonnegative(
     Args:
         K: Positive semidefinite matrix ``[m, m]`` with a diagonal of order 1 (scaled variables).
         q: Linear term ``[m]``; the problem must be bounded below.
-        q_size: Sizes ``[m]`` of the terms whose difference is ``q``, from which its rounding
-            error follows. By default ``|q|``.
         start: A solution of a nearby problem; its support is the first guess.
         definite: Whether ``K``, and then every block of it, is known to be safely definite.
 
     Returns:
         The minimiser ``[m]``. It is unique up to the kernel of ``K``.
     """
-    size = np.abs(q) if q_size is None else q_size
+    size = np.abs(q)
     first = q > 0 if start is None else start > 0
     solution = _block_pivoting(K, q, size, first, definite)
     if solution is None:

@@ -147,15 +147,8 @@ class _Levels:
 
     def correction(self, level: float, start: Array | None) -> Array:
         """The shortest correction that reaches ``level`` for every row."""
-        wanted = level * self.shares
-        size = np.abs(wanted) + np.abs(self.along)
-        return solve_nonnegative(
-            self.unit.cosines,
-            wanted - self.along,
-            q_size=size,
-            start=start,
-            definite=self.definite,
-        )
+        q = level * self.shares - self.along
+        return solve_nonnegative(self.unit.cosines, q, start=start, definite=self.definite)
 
     def squared_length(self, v: Array) -> float:
         """The squared length of ``v`` as a combination of the unit rows."""

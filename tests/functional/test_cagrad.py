@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -89,6 +90,20 @@ def test_out_of_reach_of_the_dual_cone_the_worst_task_gets_most() -> None:
     direction = cagrad_weights(gram(jacobian), c=0.1, rescale=False) @ jacobian
     expected = torch.tensor([1 - 0.1 * math.sqrt(2), 1.0], dtype=torch.float64)
     torch.testing.assert_close(direction, expected)
+
+
+@pytest.mark.parametrize("c", [1.0, 3.0])
+def test_rows_almost_on_a_line(c: float) -> None:
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        jacobian = torch.from_numpy(rng.integers(-5, 6, (5, 3)) * np.array([1, 1e-6, 1e-6]))
+        mean = jacobian.mean(dim=0)
+        # It converges: a ConvergenceWarning is an error here.
+        direction = cagrad_weights(gram(jacobian), c, rescale=False) @ jacobian
+        # What is across the line enters the Gram as 1e-12, of which four digits are there.
+        assert (direction - mean).norm() <= c * mean.norm() * (1 + 1e-2)
+        slopes, tolerance = jacobian @ direction, 1e-7 * jacobian.norm() * direction.norm()
+        assert slopes.min() >= (jacobian @ mean).min() - tolerance
 
 
 @pytest.mark.parametrize("c", [-0.1, math.nan, math.inf])
