@@ -140,8 +140,20 @@ def _kinds(trainer: Trainer) -> set[str]:
     return kinds - {_WHOLE} if "DeepSpeedStrategy" in kinds else kinds
 
 
-def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None) -> None:
-    """Refuse a task Jacobian at the features where TaskSAM needs one at the parameters."""
+def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None, share: int) -> None:
+    """Refuse a task Jacobian at the features where one at the parameters is needed.
+
+    Args:
+        gradients: Where it is taken.
+        sharpness: The settings of the TaskSAM.
+        share: How many batches make an update.
+    """
+    if gradients == "features" and share > 1:
+        raise MisconfigurationException(
+            "With MultiTaskModule(gradients='features') an aggregator needs "
+            f"accumulate_grad_batches=1, got {share}: every batch has features of its own. Use "
+            "larger batches, or gradients='parameters'."
+        )
     if gradients == "features" and sharpness is not None and sharpness.active:
         raise MisconfigurationException(
             "TaskSAM perturbs parameters and needs MultiTaskModule(gradients='parameters'), got "

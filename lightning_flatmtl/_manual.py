@@ -15,6 +15,7 @@ from lightning_flatmtl._host import refuse_unfit_callbacks
 from lightning_flatmtl._schedulers import SchedulerStepper
 from lightning_flatmtl._untouched import UntouchedGradients
 from lightning_flatmtl.engine import StepResult
+from lightning_flatmtl.engine.accumulation import Place
 from lightning_flatmtl.engine.autocast import outside_autocast
 
 __all__ = ["ManualOptimization"]
@@ -68,17 +69,29 @@ class ManualOptimization(Callback):
 
     def _forget(self) -> None:
         self._has_run = False  # whether `optimize` was called in this fit
-        self._pending = False  # gradients of the present group that no step has used yet
+        self._pending = False  # the present group has batches that no step has used yet
         self._unused_batch: int | None = None  # one that has begun and has not come to `optimize`
         self._plateaus_due: int | None = None  # batch after which plateau schedulers are to look
 
-    def optimize(self, module: LightningModule, result: StepResult | None, batch_idx: int) -> None:
+    def place(self, trainer: Trainer, batch_idx: int) -> Place:
+        """The place of a batch among those that make one update."""
+        return Place(self._opens_group(batch_idx), self._closes_group(trainer, batch_idx))
+
+    def optimize(
+        self,
+        module: LightningModule,
+        result: StepResult | None,
+        batch_idx: int,
+        accumulated: bool = False,
+    ) -> None:
         """Differentiate the loss of a step and, at the end of a group of batches, update.
 
         Args:
             module: The module in training.
             result: What the engine found; ``None`` for a batch that has nothing to say.
             batch_idx: The batch's index in the epoch.
+            accumulated: Whether the engine accumulates, so that the last batch of a group brings
+                the loss of all; else their gradients are averaged here.
         """
         if not self._in_fit:
             raise MisconfigurationException(
@@ -88,24 +101,29 @@ class ManualOptimization(Callback):
             )
         # `training_step` runs under autocast; in automatic optimization what follows does not.
         with outside_autocast(module.device):
-            self._optimize(module, result, batch_idx)
+            self._optimize(module, result, batch_idx, accumulated)
 
-    def _optimize(self, module: LightningModule, result: StepResult | None, batch_idx: int) -> None:
+    def _optimize(
+        self,
+        module: LightningModule,
+        result: StepResult | None,
+        batch_idx: int,
+        accumulated: bool,
+    ) -> None:
         trainer = module.trainer
         optimizer = module.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
         self._unused_batch = None
         self._has_run = True
-        # A group that was broken off, by the end of an epoch that was cut short, is forgotten.
-        if not self._pending or batch_idx % self.accumulate_grad_batches == 0:
+        if self._opens_group(batch_idx):
             self._zero_grad(trainer, module, optimizer, batch_idx)
         if result is not None:
-            # A short last group is divided by the full number too, as in automatic optimization.
-            share = self.accumulate_grad_batches
-            loss = result.loss if share == 1 else result.loss / share
-            module.manual_backward(loss)
-            self._untouched.after_backward(module.parameters(), result.untouched)
             self._pending = True
+        if result is not None and result.loss is not None:
+            # A short last group is divided by the full number too, as in automatic optimization.
+            share = 1 if accumulated else self.accumulate_grad_batches
+            module.manual_backward(result.loss if share == 1 else result.loss / share)
+            self._untouched.after_backward(module.parameters(), result.untouched)
         share_buffers(trainer, module)
         if self._closes_group(trainer, batch_idx):
             if self._pending:
@@ -128,6 +146,10 @@ class ManualOptimization(Callback):
             callback.on_before_zero_grad(trainer, module, optimizer.optimizer)
         module.on_before_zero_grad(optimizer.optimizer)
         module.optimizer_zero_grad(trainer.current_epoch, batch_idx, optimizer.optimizer)
+
+    def _opens_group(self, batch_idx: int) -> bool:
+        # A group that was broken off, by the end of an epoch that was cut short, is forgotten.
+        return not self._pending or batch_idx % self.accumulate_grad_batches == 0
 
     def _closes_group(self, trainer: Trainer, batch_idx: int) -> bool:
         return (batch_idx + 1) % self.accumulate_grad_batches == 0 or trainer.is_last_batch

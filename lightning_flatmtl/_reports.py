@@ -42,7 +42,7 @@ class EpochReports(Callback):
         self._streams.begin()
         if module.has_method:
             refuse_unfit_trainer(trainer)
-            refuse_unfit_gradients(module.gradients, module.sharpness)
+            refuse_unfit_gradients(module.gradients, module.sharpness, module.batches_per_update)
             warn_of_lost_scale(module.aggregator, module.sharpness)
             self._borrowed = [SeveralBackwards()]
         self._borrowed.append(CompiledParts(pl_module, module.compilable))

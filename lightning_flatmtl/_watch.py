@@ -52,7 +52,7 @@ class TrainingWatch:
         self._tell_overflowing(result)
         self._tell_dead(result, sharpness)
         self._tell_zero(result)
-        if self._tasks and partition.seen.issuperset(self._tasks):
+        if self._tasks and partition.seen >= set(self._tasks):
             self._tell_spare(partition, module)
 
     def skip(self) -> None:

@@ -38,6 +38,7 @@ from lightning_flatmtl.engine import (
     StepResult,
     WholePasses,
 )
+from lightning_flatmtl.engine.accumulation import ALONE
 from lightning_flatmtl.engine.checks import check_scalars
 from lightning_flatmtl.engine.failed import FailedPasses
 from lightning_flatmtl.engine.inputs import Inputs
@@ -93,8 +94,9 @@ class MultiTaskModule(LightningModule, Host):
             ``strict``, ``name`` of the scheduler, as in ``configure_optimizers``.
         gradient_clip_val: Bound of the gradient, in ``[0, inf)``; ``None`` for no clipping.
         gradient_clip_algorithm: ``"norm"`` or ``"value"``.
-        accumulate_grad_batches: Batches per optimizer step, at least 1. Each batch's task gradients
-            are aggregated by themselves, and the directions averaged.
+        accumulate_grad_batches: Batches per optimizer step, at least 1. With an aggregator or a
+            TaskSAM they train as one batch that holds all their samples: the task gradients are
+            accumulated, each task's as the mean over its samples, and aggregated once.
         baselines: Single-task values by ``"task/metric"``, or the path of a YAML or JSON file with
             them; with them ``{stage}/delta_m`` is logged, the mean relative improvement in percent.
 
@@ -197,7 +199,8 @@ class MultiTaskModule(LightningModule, Host):
         self._labels: dict[str, int] = {}  # how many samples of the batch have one, by task
         self.second_pass = False
         self.last_step = None
-        self._latest: Inputs | None = None  # of a batch that the aggregator looks at again
+        # The batches of an update that the aggregator looks at again, and their labels.
+        self._latest: list[tuple[Inputs, dict[str, int]]] = []
         self.start_fit()
 
     # What the model is: override these to change less than everything.
@@ -294,16 +297,20 @@ class MultiTaskModule(LightningModule, Host):
             self._log_in_step("train")
         scale = loss_scale(self.trainer, self)
         passes = self._read(batch, batch_idx)
+        place = self._manual.place(self.trainer, batch_idx) if self._accumulates else ALONE
         if self.aggregator is not None and self.aggregator.looks_again:
-            self._latest = Inputs(batch, batch_idx)
-            self._latest.take()  # the step gets the batch itself
+            self._latest = [] if place.first else self._latest
+            self._latest.append((Inputs(batch, batch_idx), self._labels))
+            self._latest[-1][0].take()  # the step gets the batch itself
         if self._overrides("penalty"):
             passes.penalty = lambda: self.penalty(batch, batch_idx)
         last = self.trainer.is_last_batch
         trained = optimized(self.trainer)
         with noted_nan(batch, self.tasks):
-            result = self.engine(self, passes, self.aggregator, sharpness, scale, last, trained)
-        self._manual.optimize(self, result, batch_idx)
+            result = self.engine(
+                self, passes, self.aggregator, sharpness, scale, last, trained, place
+            )
+        self._manual.optimize(self, result, batch_idx, accumulated=self._accumulates)
         self.last_step = None if result is None else result.detached()
         if result is None:
             self.watch.skip()
@@ -365,17 +372,26 @@ class MultiTaskModule(LightningModule, Host):
             super().log(name, *args, **kwargs)
 
     def losses_again(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """The losses of a batch at the parameters as they are now, for callbacks.
+        """The losses of an update's batches at the parameters as they are now, for callbacks.
 
         Without graphs, and without a trace in buffers, metrics, logs and random streams.
+
+        Args:
+            batch: The batch; not looked at where the aggregator ``looks_again``: then those of the
+                latest update are run, as they were before it.
+            batch_idx: Its index.
         """
-        if self._latest is not None:  # as it was before the step
-            (batch, batch_idx), _ = self._latest.take()
-        passes = self._passes(batch, batch_idx)
+        again = self._latest_passes() if self._latest else [self._passes(batch, batch_idx)]
         precision = self.trainer.precision_plugin
         # With gradients: the losses of an energy or a PINN differentiate inside.
-        with torch.enable_grad(), passes.repeating(), precision.forward_context():
-            return self.engine.means(passes)
+        with torch.enable_grad(), precision.forward_context():
+            return self.engine.means(again)
+
+    def _latest_passes(self) -> Iterator[Passes]:
+        for inputs, labels in self._latest:
+            self._labels = labels
+            args, _ = inputs.take()
+            yield self._passes(*args)
 
     @property
     def has_method(self) -> bool:
@@ -398,8 +414,10 @@ class MultiTaskModule(LightningModule, Host):
     def start_fit(self) -> None:
         """Forget what an earlier fit found out; called before the first batch of every fit."""
         trainer = self._trainer
-        self.engine = MultiTaskStep(processes=None if trainer is None else processes_of(trainer))
-        self.watch = TrainingWatch([task.name for task in self.tasks])
+        names = [task.name for task in self.tasks]
+        processes = None if trainer is None else processes_of(trainer)
+        self.engine = MultiTaskStep(processes=processes, tasks=names)
+        self.watch = TrainingWatch(names)
         # Kept, because a learning-rate finder trains with callbacks of its own.
         self._method = (
             (None, None) if trainer is None else (aggregator_of(trainer), sharpness_of(trainer))
@@ -410,7 +428,7 @@ class MultiTaskModule(LightningModule, Host):
         self.engine.processes.close()
         self.engine = MultiTaskStep(self.engine.partition)
         self._method = (None, None)
-        self._latest = None
+        self._latest = []
 
     def declare_partition(self) -> None:
         """Begin with the parameters that the module declares; called once they all exist."""
@@ -432,6 +450,16 @@ class MultiTaskModule(LightningModule, Host):
     def compilable(self) -> tuple[str, ...]:
         """The methods that ``torch.compile(module)`` is to compile in training."""
         return ("losses",) if self._overrides("losses") else ("encode", "task_output")
+
+    @property
+    def batches_per_update(self) -> int:
+        """How many batches make one update; fewer at the end of an epoch."""
+        return self._manual.accumulate_grad_batches
+
+    @property
+    def _accumulates(self) -> bool:
+        """Whether task gradients are accumulated, or the plain sum as in any training."""
+        return self.aggregator is not None or self._runs_again
 
     @property
     def _runs_again(self) -> bool:

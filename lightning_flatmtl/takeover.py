@@ -12,6 +12,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+from torch.optim import LBFGS
 from torch.utils import _pytree as pytree
 
 from lightning_flatmtl._compile import SeveralBackwards
@@ -28,6 +29,7 @@ from lightning_flatmtl._muting import metrics_unmoved
 from lightning_flatmtl._untouched import UntouchedGradients
 from lightning_flatmtl._watch import TrainingWatch
 from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses, surrogate_loss
+from lightning_flatmtl.engine.accumulation import ALONE, Place
 from lightning_flatmtl.engine.inputs import Inputs
 from lightning_flatmtl.engine.passes import plain
 
@@ -88,8 +90,8 @@ class TakeOver:
         self._original = module.training_step
         # Lightning reads the signature through this, one level deep.
         self.__wrapped__ = inspect.unwrap(self._original)
-        self._step_untouched: Sequence[Tensor] = ()
-        self._inputs: Inputs | None = None
+        self._step_untouched: Sequence[Tensor] | None = ()
+        self._latest: list[Inputs] = []  # the batches of an update that are looked at again
         self._total_seen = self._total_told = False
         module.training_step = self  # type: ignore[method-assign]
 
@@ -101,8 +103,9 @@ class TakeOver:
         looks_again = getattr(self.aggregator, "looks_again", False)
         several = looks_again or (self.sharpness is not None and self.sharpness.active)
         inputs = Inputs(*args, **kwargs) if several else None
-        if looks_again:
-            self._inputs = inputs
+        place = self._place()
+        if looks_again and inputs is not None:
+            self._latest = [*(() if place.first else self._latest), inputs]
         outputs: Any = None
 
         def losses() -> Mapping[str, Tensor]:
@@ -127,8 +130,10 @@ class TakeOver:
             loss_scale(self._trainer, self._module),
             self._trainer.is_last_batch,
             optimized(self._trainer),
+            place,
         )
-        self._step_untouched = () if result is None else result.untouched
+        waits = result is not None and result.loss is None  # for the rest of its update
+        self._step_untouched = None if waits else () if result is None else result.untouched
         self.last_step = None if result is None else result.detached()
         if result is None and self.engine.processes.size > 1:
             return self._nothing()
@@ -141,11 +146,18 @@ class TakeOver:
         return self._outputs(outputs, result)
 
     def losses_again(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
-        """The losses of the latest batch at the parameters as they are now, for callbacks.
+        """The losses of the latest update's batches, at the parameters as they are now.
 
-        Without graphs, and without a trace in buffers, metrics, logs and random streams.
+        For callbacks. Without graphs, and without a trace in buffers, metrics, logs and random
+        streams.
         """
-        args, kwargs = ((), {}) if self._inputs is None else self._inputs.take()
+        precision = self._trainer.precision_plugin
+        # With gradients: the step of an energy or a PINN differentiates inside.
+        with torch.enable_grad(), precision.forward_context():
+            return self.engine.means(map(self._again, self._latest))
+
+    def _again(self, inputs: Inputs) -> WholePasses:
+        args, kwargs = inputs.take()
         outputs: Any = None
 
         def losses() -> Mapping[str, Tensor]:
@@ -153,13 +165,26 @@ class TakeOver:
             outputs = self._original(*args, **kwargs)
             return _task_losses(outputs)
 
-        passes = WholePasses(
+        return WholePasses(
             losses, self._module, self._muted, count=lambda task: _count(outputs, task)
         )
-        precision = self._trainer.precision_plugin
-        # With gradients: the step of an energy or a PINN differentiates inside.
-        with torch.enable_grad(), passes.repeating(), precision.forward_context():
-            return self.engine.means(passes)
+
+    def _place(self) -> Place:
+        """The place of the present batch among those that the Trainer makes one update of."""
+        trainer = self._trainer
+        share = trainer.accumulate_grad_batches
+        active = self.sharpness is not None and self.sharpness.active
+        if share == 1 or (self.aggregator is None and not active):
+            return ALONE
+        if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
+            raise MisconfigurationException(
+                "LBFGS runs a batch several times in an update, which does not go together with "
+                f"Trainer(accumulate_grad_batches={share}). Use another optimizer, or no "
+                "accumulation."
+            )
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready  # this one among them
+        ends = trainer.is_last_batch or ready == trainer.num_training_batches
+        return Place(first=(ready - 1) % share == 0, last=ready % share == 0 or ends)
 
     def declare_shared(self) -> None:
         """Begin with the shared parameters that the module declares; called once they all exist."""
@@ -171,6 +196,8 @@ class TakeOver:
 
     def after_backward(self) -> None:
         """What no process's losses reach has no gradient."""
+        if self._step_untouched is None:
+            return
         self._untouched.after_backward(self._module.parameters(), self._step_untouched)
 
     def after_epoch(self) -> None:
@@ -218,18 +245,22 @@ class TakeOver:
     def _outputs(self, outputs: Any, result: StepResult) -> dict[str, Any]:
         """What the module returned, without graphs and with the engine's loss in it."""
         outputs = pytree.tree_map_only(Tensor, Tensor.detach, dict(outputs or {}))
-        loss = result.loss
+        loss = result.total.detach().requires_grad_() if result.loss is None else result.loss
         total = plain(outputs.get("loss"))
         if isinstance(total, Tensor) and total.ndim:
             raise MisconfigurationException(
                 f'"loss" must be a scalar tensor, got a tensor of shape {list(total.shape)}. '
                 "Reduce it, for example with `.mean()`."
             )
-        if isinstance(total, Tensor):
-            if result.overflow is None:
-                self._check_total(total, outputs)
-            # The module's value with the engine's gradient.
-            loss = loss + (total - loss.detach())
+        if not isinstance(total, Tensor):
+            total = loss.detach()
+        elif result.overflow is None:
+            self._check_total(total, outputs)
+        if self._place() != ALONE:
+            # Lightning divides by the number of batches; the engine has taken the mean.
+            loss = loss * self._trainer.accumulate_grad_batches
+        # The module's value with the engine's gradient.
+        loss = loss + (total - loss.detach())
         return {**outputs, "loss": loss, "losses": result.losses}
 
     def _check_total(self, total: Tensor, outputs: Mapping[str, Any]) -> None:

@@ -1,6 +1,6 @@
 """What one step works on: the shared block, a block for the head of every task, and the memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +60,22 @@ class Blocks:
         self.tasks = tuple(setting.shares)
         self.shares = setting.shares
         self.processes = setting.processes
-        params, partition = setting.trainable, setting.partition
-        self.shared = Layout(partition.shared(params))
-        heads = partition.heads(self.tasks, params)
-        self.heads = {task: Layout(head) for task, head in heads.items()}
         self._setting = setting
+        self.shared = self._layout(setting.partition.shared(setting.trainable))
+        self.heads = self.heads_of(self.tasks)
+
+    @property
+    def scaled(self) -> bool:
+        """Whether the losses are scaled, so that an overflow is to be expected."""
+        return self._setting.scale is not None
+
+    def heads_of(self, tasks: Iterable[str]) -> dict[str, Layout]:
+        """The heads of any tasks, those that this step lacks too."""
+        heads = self._setting.partition.heads(tasks, self._setting.trainable)
+        return {task: self._layout(head) for task, head in heads.items()}
+
+    def _layout(self, params: Sequence[Tensor]) -> Layout:
+        return Layout(params)
 
     # Memory.
 
@@ -73,12 +84,16 @@ class Blocks:
         """The number of columns, and what makes them a number that can be shared out evenly."""
         return self.processes.width(self.shared.numel)
 
-    def rows(self, name: str) -> Tensor:
+    def rows(self, name: str, count: int | None = None) -> Tensor:
         """Memory ``[m, width]`` for a row of the shared block per task, by name.
 
         Columns beyond the block's, which make rows that can be shared out evenly, are zero.
+
+        Args:
+            name: The name.
+            count: Another number of rows.
         """
-        rows = self._take(name, (len(self.tasks), self.width))
+        rows = self._take(name, (len(self.tasks) if count is None else count, self.width))
         rows[:, self.shared.numel :].zero_()
         return rows
 
@@ -151,9 +166,16 @@ class Blocks:
 
     # Columns.
 
-    def row_sums(self, rows: Tensor) -> RowSums:
-        """The sums of ``rows`` over all processes."""
-        return self.processes.row_sums(rows)
+    def row_sums(self, rows: Tensor, here: bool = False) -> RowSums:
+        """The sums of ``rows`` over all processes; with ``here`` those of this process only."""
+        return RowSums(rows) if here else self.processes.row_sums(rows)
+
+    def sent(self, rows: Tensor) -> RowSums:
+        """The sums of ``rows`` over all processes, all on the way."""
+        sums = self.row_sums(rows)
+        for i in range(len(rows)):
+            sums.send(i)
+        return sums
 
     def kept_columns(self, vector: Tensor) -> Tensor:
         """Those entries of a vector ``[d]`` whose columns this process keeps the sums of."""

@@ -128,7 +128,7 @@ def to_be_skipped(
     gradients = [torch.full_like(p, math.inf) for p in params]
     nan = torch.full((), math.nan, device=params[0].device)
     detached = {task: losses[task].detach() if task in losses else nan for task in setting.shares}
-    loss = surrogate_loss(torch.stack(list(detached.values())).sum(), params, gradients)
+    loss = surrogate_loss(torch.stack([*detached.values(), nan]).nansum(), params, gradients)
     return StepResult(loss, detached, overflow=overflow)
 
 

@@ -65,7 +65,7 @@ class FeatureBlocks(Blocks):
         return self.shared.numel
 
     @override
-    def row_sums(self, rows: Tensor) -> RowSums:
+    def row_sums(self, rows: Tensor, here: bool = False) -> RowSums:
         # Every process has features of its own: columns that no other has.
         return RowSums(rows)
 

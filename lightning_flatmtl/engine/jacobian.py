@@ -31,7 +31,7 @@ class Gradients:
     reached: list[bool]
 
 
-def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks) -> Gradients:
+def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks, here: bool = False) -> Gradients:
     """Differentiate every loss by itself, so that no backward pass walks another task's head.
 
     With several processes a row is on its way to the others while the next is differentiated.
@@ -39,10 +39,11 @@ def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks) -> Gradients:
     Args:
         losses: The losses that this process has, with their graphs.
         blocks: The parameters.
+        here: Whether the rows stay in this process for now.
     """
     shared = blocks.shared
     rows = blocks.rows("loss")
-    sums = blocks.row_sums(rows)
+    sums = blocks.row_sums(rows, here)
     heads: dict[str, Tensor] = {}
     reached = [False] * len(shared.params)
     last = [task for task in blocks.tasks if blocks.source(task) is not None][-1:]

@@ -59,6 +59,11 @@ class Layout:
             dtype = torch.promote_types(dtype, p.dtype)
         return dtype
 
+    def same_as(self, other: "Layout") -> bool:
+        """Whether ``other`` has the same parameters in the same order."""
+        pairs = zip(self.params, other.params, strict=False)
+        return len(self.params) == len(other.params) and all(a is b for a, b in pairs)
+
     def views(self, row: Tensor) -> list[Tensor]:
         """Cut a vector of ``numel`` entries into views of the parameters' shapes."""
         pieces = torch.split(row, self.sizes) if self.params else ()

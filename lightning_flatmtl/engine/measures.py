@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lightning_flatmtl.engine.blocks import Blocks, share_of
+from lightning_flatmtl.engine.checks import Finite
 from lightning_flatmtl.engine.gram import gram_matrix, squared_norms
 from lightning_flatmtl.engine.jacobian import Gradients
-from lightning_flatmtl.engine.processes import Processes
 from lightning_flatmtl.engine.sharpness import Sharpness
 
-__all__ = ["Ascent", "Measures", "measure", "measure_second"]
+__all__ = ["Ascent", "Measures", "ascends_together", "measure", "measure_second"]
 
 
 class Ascent:
@@ -29,11 +29,9 @@ class Ascent:
 
     def __init__(self, clean: Gradients, blocks: Blocks, sharpness: Sharpness | None) -> None:
         processes = blocks.processes
-        apart = sharpness is not None and processes.size > 1 and not processes.sharded
-        local = sharpness is not None and sharpness.perturbation == "local"
         self.adaptive = sharpness is not None and sharpness.adaptive
-        self.summed = apart and not local
-        self.local = apart and local
+        self.summed = ascends_together(blocks, sharpness)
+        self.local = sharpness is not None and _apart(blocks) and not self.summed
         self._clean = clean
         self._columns = blocks.shared.numel
         self.heads = clean.heads
@@ -51,6 +49,15 @@ class Ascent:
         """The row ``[d]`` of the shared block for task ``i``."""
         row = self._clean.sums.whole(i) if self.summed else self._clean.shared[i]
         return row[: self._columns]
+
+
+def ascends_together(blocks: Blocks, sharpness: Sharpness | None) -> bool:
+    """Whether the perturbation is along sums over several processes."""
+    return sharpness is not None and _apart(blocks) and sharpness.perturbation == "global"
+
+
+def _apart(blocks: Blocks) -> bool:
+    return blocks.processes.size > 1 and not blocks.processes.sharded
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,13 @@ class Measures:
         heads = self.heads.tolist()
         each = zip(tasks, numbers, heads, strict=True)
         return tuple(task for task, pair, head in each if not (any(pair) or head))
+
+    def check(self, blocks: Blocks) -> None:
+        """Stop at what is not finite; see :class:`~lightning_flatmtl.engine.checks.Finite`."""
+        check_finite = Finite(blocks.tasks, blocks.scaled)
+        check_finite(self.losses, "loss")
+        check_finite(self.gram.diagonal(), "gradient")
+        check_finite(self.heads, "head's gradient")
 
     @property
     def dead(self) -> bool:
@@ -148,17 +162,22 @@ def measure(
 
 
 @torch.no_grad()
-def measure_second(gradients: Gradients, processes: Processes) -> tuple[Tensor, Tensor]:
-    """Gram of the second pass ``[m, m]`` and squared norms of its head gradients ``[m]``.
+def measure_second(gradients: Gradients, blocks: Blocks) -> Tensor:
+    """Gram of the second pass ``[m, m]``, float64 on the CPU, the same in all processes.
 
-    In float64 on the CPU, fetched in one transfer, the same in all processes. With several
-    processes the second are sums of squares of shares: enough to see what is not finite.
+    It comes in one transfer with the squared norms of the head gradients; nothing of both may be
+    NaN or infinite.
     """
     gram = gram_matrix(gradients.sums.shards())
     heads = torch.cat([squared_norms(head[None]) for head in gradients.heads.values()])
-    host = processes.sum(torch.cat([gram.flatten(), heads.to(gram.device)])).cpu()
+    # With several processes the sums of squares of shares: enough to see what is not finite.
+    host = blocks.processes.sum(torch.cat([gram.flatten(), heads.to(gram.device)])).cpu()
     m = len(gram)
-    return host[: m * m].view(m, m), host[m * m :]
+    found, head_squares = host[: m * m].view(m, m), host[m * m :]
+    check_finite = Finite(blocks.tasks, blocks.scaled)
+    check_finite(found.diagonal(), "gradient at the perturbed point")
+    check_finite(head_squares, "head's gradient at the perturbed point")
+    return found
 
 
 def _head_squares(ascent: Ascent, blocks: Blocks, adaptive: bool) -> Tensor:

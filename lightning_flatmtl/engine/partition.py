@@ -1,6 +1,6 @@
 """Which parameters are shared and which belong to one task's head, read off the graph."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, KeysView, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,8 +47,7 @@ class Partition:
         self._owner: dict[nn.Parameter, str | None] = {}
         self._declared: set[nn.Parameter] = set()
         self._hidden: set[nn.Parameter] = set()
-        self.seen: set[str] = set()
-        """Tasks whose loss has been observed."""
+        self._seen: dict[str, None] = {}
         self.hides = False
         """Whether a graph hid parameters, so that not all that are reached are known."""
         self.penalised: set[Any] = set()
@@ -87,9 +86,7 @@ class Partition:
         visitor: dict[Node, str | None] = {}
         outputs: dict[Node, int] = {}
         for task, loss in losses.items():
-            if task not in self.seen:
-                self.seen.add(task)
-                self.changes += 1
+            self._see(task)
             stack = [(loss.grad_fn, loss.output_nr)] if loss.grad_fn is not None else []
             while stack:
                 node, output = stack.pop()
@@ -104,11 +101,19 @@ class Partition:
                     self._note(node.variable, task)  # type: ignore[attr-defined]
                 stack.extend((child, nr) for child, nr in node.next_functions if child is not None)
 
+    @property
+    def seen(self) -> KeysView[str]:
+        """Tasks whose loss has been observed, in the order of their appearance."""
+        return self._seen.keys()
+
+    def _see(self, task: str) -> None:
+        if task not in self._seen:
+            self._seen[task] = None
+            self.changes += 1
+
     def note(self, task: str, params: Iterable[nn.Parameter]) -> None:
         """Note that the loss of ``task`` reaches ``params``, where the graph does not show it."""
-        if task not in self.seen:
-            self.seen.add(task)
-            self.changes += 1
+        self._see(task)
         for p in params:
             self._note(p, task)
 
@@ -182,7 +187,7 @@ class Partition:
     def state_dict(self, named: Mapping[str, nn.Parameter]) -> dict[str, Any]:
         """What has been found, by parameter name."""
         owners = {name: self._owner[p] for name, p in named.items() if p in self._owner}
-        state = {"owners": owners, "seen": sorted(self.seen)}
+        state = {"owners": owners, "seen": list(self._seen)}
         penalised = [name for name, p in named.items() if p in self.penalised]
         return {**state, "penalised": penalised} if penalised else state
 
@@ -191,7 +196,7 @@ class Partition:
         for name, owner in state["owners"].items():
             if name in named and named[name] not in self._declared:
                 self._owner[named[name]] = owner
-        self.seen.update(state["seen"])
+        self._seen.update(dict.fromkeys(state["seen"]))
         self.penalised.update(named[name] for name in state.get("penalised", ()) if name in named)
         self.changes += 1
 
@@ -207,7 +212,8 @@ class Partition:
         owners = {
             name: next(iter(those)) if len(those) == 1 else _SHARED for name, those in found.items()
         }
-        seen = {task for state in states for task in state["seen"]}
+        seen = list(dict.fromkeys(task for state in states for task in state["seen"]))
+        self._seen.clear()  # the order is that of all
         penalised = {name for state in states for name in state.get("penalised", ())}
         self.load_state_dict({"owners": owners, "seen": seen, "penalised": penalised}, named)
 

@@ -44,6 +44,7 @@ def sam_gradients(
     blocks: Blocks,
     passes: Passes,
     sharpness: Sharpness,
+    here: bool = False,
 ) -> Gradients:
     """SAM gradients of all tasks; those of the shared block less the clean ones if split.
 
@@ -54,12 +55,13 @@ def sam_gradients(
         blocks: The parameters.
         passes: Computes the losses again.
         sharpness: Radii and point.
+        here: Whether the rows stay in this process for now.
 
     Returns:
         New gradients; for a part that does not move, the clean ones.
     """
     perturbed = _Perturbed(ascent, measures, blocks, sharpness)
-    second = _Second(clean, blocks, sharpness)
+    second = _Second(clean, blocks, sharpness, here)
     ascent.fetch(0)
 
     if sharpness.point == "joint":
@@ -140,7 +142,7 @@ class _Perturbed:
 class _Second:
     """Collects the gradients of the second pass."""
 
-    def __init__(self, clean: Gradients, blocks: Blocks, sharpness: Sharpness) -> None:
+    def __init__(self, clean: Gradients, blocks: Blocks, sharpness: Sharpness, here: bool) -> None:
         self.heads = dict(clean.heads)
         self._clean = clean
         self._shared = blocks.shared
@@ -148,7 +150,7 @@ class _Second:
         self._moves = sharpness.moves_shared
         if self._moves:
             self._rows = blocks.rows("second")
-            self._sums = blocks.row_sums(self._rows)
+            self._sums = blocks.row_sums(self._rows, here)
 
     def write(self, i: int, gradients: Sequence[Tensor | None]) -> None:
         columns = self._shared.numel

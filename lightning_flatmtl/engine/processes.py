@@ -6,6 +6,7 @@ made on such sums, so that all processes make the same one.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,11 +14,24 @@ from torch import Tensor, nn
 from lightning_flatmtl.engine.errors import FlatMTLError
 from lightning_flatmtl.engine.partition import Partition
 
-__all__ = ["Alone", "ProcessError", "Processes", "RowSums"]
+__all__ = ["Agreement", "Alone", "ProcessError", "Processes", "RowSums"]
 
 
 class ProcessError(FlatMTLError):
     """Another process cannot go on, so this one does not either; the message says why."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """The tasks of a step that any process has a loss of; empty if none has any.
+
+    Args:
+        shares: By task the share of its samples that lies in this process, 0 for none.
+        samples: By task the samples in all processes.
+    """
+
+    shares: dict[str, float]
+    samples: dict[str, float]
 
 
 class RowSums:
@@ -86,7 +100,7 @@ class Processes:
         named: Mapping[str, nn.Parameter],
         last: bool,
         error: Exception | None,
-    ) -> dict[str, float]:
+    ) -> "Agreement":
         """Which tasks the step has, and which share of each is in this process.
 
         Args:
@@ -98,15 +112,14 @@ class Processes:
             error: What went wrong in this process.
 
         Returns:
-            The share by task, in an order that is the same everywhere; 0 where this process has no
-            sample. Empty if no process has any task.
+            The tasks, in an order that is the same everywhere.
 
         Raises:
             ProcessError: If another process cannot go on.
         """
         if error is not None:
             raise error
-        return dict.fromkeys(counts, 1.0)
+        return Agreement(dict.fromkeys(counts, 1.0), dict(counts))
 
     def weight(self, share: float) -> float:
         """What a loss is to be multiplied by, for gradients that add up to those of the mean."""

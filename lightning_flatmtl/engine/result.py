@@ -14,8 +14,10 @@ class StepResult:
     """What one step found out.
 
     Args:
-        loss: The scalar to call ``backward`` on; its gradient is what the step decided.
-        losses: The clean losses by task, detached.
+        loss: The scalar to call ``backward`` on; its gradient is what the step decided. ``None``
+            for a batch that is accumulated: the update comes with a later one.
+        losses: The clean losses by task, detached: those of the batch, or, where accumulated
+            batches end in an update, of all of them.
         gram: Inner products of the clean task gradients ``[m, m]``, float64 on the CPU; ``None``
             when the step did not need them.
         flat_gram: The same for the flat parts; ``None`` without a split second pass.
@@ -28,7 +30,7 @@ class StepResult:
         penalty: What was added to the losses and belongs to no task, detached; ``None`` without.
     """
 
-    loss: Tensor
+    loss: Tensor | None
     losses: dict[str, Tensor]
     gram: Tensor | None = None
     flat_gram: Tensor | None = None
@@ -45,4 +47,4 @@ class StepResult:
 
     def detached(self) -> "StepResult":
         """The same without the graph and the gradients that ``loss`` holds on to."""
-        return replace(self, loss=self.loss.detach())
+        return replace(self, loss=None if self.loss is None else self.loss.detach())

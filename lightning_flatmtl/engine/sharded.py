@@ -33,11 +33,10 @@ class ShardedBlocks(BackwardBlocks):
                 "encoder and on every head in `configure_model`."
             )
         super().__init__(setting)
-        module = setting.module
-        self.shared = _ShardedLayout(self.shared.params, module)
-        self.heads = {
-            task: _ShardedLayout(head.params, module) for task, head in self.heads.items()
-        }
+
+    @override
+    def _layout(self, params: Sequence[Tensor]) -> Layout:
+        return _ShardedLayout(params, self.module)
 
 
 class _ShardedLayout(Layout):

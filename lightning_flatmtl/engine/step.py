@@ -1,14 +1,15 @@
 """Algorithm 1 of *Improving Multi-task Learning via Seeking Task-based Flat Regions*."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
+from lightning_flatmtl.engine.accumulation import ALONE, Accumulation, Place
 from lightning_flatmtl.engine.backward import BackwardBlocks, observe_by_backward
 from lightning_flatmtl.engine.blocks import Blocks, Setting
-from lightning_flatmtl.engine.checks import Finite, check_graphs
+from lightning_flatmtl.engine.checks import check_graphs
 from lightning_flatmtl.engine.combination import refuse_infinite_weights
 from lightning_flatmtl.engine.directions import (
     aggregate_onto,
@@ -20,8 +21,14 @@ from lightning_flatmtl.engine.errors import ScaledOverflowError
 from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import Aggregation, SumOfLosses
 from lightning_flatmtl.engine.hygiene import statistics_put_back
-from lightning_flatmtl.engine.jacobian import task_gradients
-from lightning_flatmtl.engine.measures import Ascent, measure, measure_second
+from lightning_flatmtl.engine.jacobian import Gradients, task_gradients
+from lightning_flatmtl.engine.measures import (
+    Ascent,
+    Measures,
+    ascends_together,
+    measure,
+    measure_second,
+)
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.passes import Passes
 from lightning_flatmtl.engine.penalty import (
@@ -33,7 +40,7 @@ from lightning_flatmtl.engine.penalty import (
     penalty_gradients,
 )
 from lightning_flatmtl.engine.perturbation import sam_gradients
-from lightning_flatmtl.engine.processes import Alone, Processes
+from lightning_flatmtl.engine.processes import Agreement, Alone, Processes
 from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.sharded import ShardedBlocks, reshard
 from lightning_flatmtl.engine.sharpness import Sharpness
@@ -55,21 +62,31 @@ class MultiTaskStep:
     :math:`A(g_1, \dots, g_m) + A(s_1 - g_1, \dots, s_m - g_m)` for an aggregation :math:`A`, each
     head its own SAM gradient.
 
-    The object keeps what outlives a step: the partition and the memory.
+    Several batches may make one update: their gradients are accumulated, each task's as the mean
+    over its samples, and lines 7 to 10 follow after the last of them, see
+    :class:`~lightning_flatmtl.engine.accumulation.Accumulation`.
+
+    The object keeps what outlives a step: the partition, the memory and what is accumulated.
 
     Args:
         partition: Which parameters are shared and which belong to a head; by default it is found
             from the graphs of the losses.
         processes: The processes that share every step; by default this one alone.
+        tasks: The tasks, if they are known before they come; accumulated rows are in their order.
     """
 
     def __init__(
-        self, partition: Partition | None = None, processes: Processes | None = None
+        self,
+        partition: Partition | None = None,
+        processes: Processes | None = None,
+        tasks: Sequence[str] = (),
     ) -> None:
         self.partition = Partition() if partition is None else partition
         self.processes = Alone() if processes is None else processes
+        self._tasks = tuple(tasks)
         self._workspace = Workspace()
         self._probed: set[str] = set()
+        self._accumulated = Accumulation()
 
     def __call__(
         self,
@@ -80,6 +97,7 @@ class MultiTaskStep:
         scale: Tensor | None = None,
         last: bool = False,
         optimized: Iterable[Tensor] = (),
+        place: Place = ALONE,
     ) -> StepResult | None:
         """Run the passes and return the loss to differentiate.
 
@@ -93,9 +111,10 @@ class MultiTaskStep:
                 losses, everything else sees true gradients. What is not finite then overflowed.
             last: Whether this process has no batch after this one.
             optimized: What the optimizer trains, with what ``module`` does not know of it.
+            place: The place of the batch among those that make one update.
 
         Returns:
-            The result, or ``None`` when no process has any loss.
+            The result, or ``None`` when no process has any loss, here and in what is accumulated.
 
         Raises:
             ValueError: If a loss is not a scalar or reaches no trainable parameter, or, with
@@ -107,52 +126,133 @@ class MultiTaskStep:
         aggregation = SumOfLosses() if aggregation is None else aggregation
         if sharpness is not None and not sharpness.active:
             sharpness = None
+        if place.first:
+            self._accumulated = Accumulation(self._known_tasks())
         by_task = sharpness is not None or aggregation.needs_gradients or self.processes.sharded
+        by_task = by_task or place != ALONE
         by_hand = by_task or self.processes.size > 1  # else a backward pass reaches everything
         named = self._prepare(module, passes, sharpness, optimized if by_hand else ())
-        losses, term, shares = self._clean_losses(module, named, passes, last, by_task)
+        losses, term, agreed = self._clean_losses(module, named, passes, last, by_task)
         penalty = None
-        if PENALTY in shares:
-            penalty = Penalty(term, shares.pop(PENALTY) * self.processes.gain)
-        if not shares:
+        if PENALTY in agreed.shares:
+            penalty = Penalty(term, agreed.shares.pop(PENALTY) * self.processes.gain)
+        if not agreed.shares and not (place.last and self._accumulated.tasks):
             return None
         setting = Setting(
             module=module,
             trainable=[p for p in named.values() if p.requires_grad],
             partition=self.partition,
-            shares=shares,
+            shares=agreed.shares,
             processes=self.processes,
             workspace=self._workspace,
             scale=scale,
-            stand_in=self._stand_in(module, shares),
+            stand_in=self._stand_in(module, agreed.shares),
         )
         try:
             if not by_task:
                 return weighted_sum(losses, setting, aggregation, penalty)
             self.partition.refuse_hidden()
-            blocks = _blocks(setting, passes, sharpness)
-            with blocks.differentiating():
-                of_penalty = _of_penalty(penalty, blocks, self.partition, scale)
-                result = _algorithm_1(
-                    losses, blocks, passes, aggregation, sharpness, scale, of_penalty
-                )
-            return result if penalty is None else _with_penalty(result, penalty)
+            if place == ALONE:
+                return self._update(losses, setting, passes, aggregation, sharpness, penalty)
+            if agreed.shares:
+                self._accumulate(losses, setting, agreed.samples, passes, sharpness, penalty)
+            if not place.last:
+                return StepResult(None, losses, penalty=None if penalty is None else penalty.value)
+            return self._update_of_all(setting, passes, aggregation, sharpness, penalty)
         except ScaledOverflowError as overflow:
             return to_be_skipped(losses, setting, passes.features, str(overflow))
 
-    def means(self, passes: Passes) -> dict[str, Tensor]:
-        """The losses of a batch, each the mean over the samples of all processes.
+    def _update(
+        self,
+        losses: dict[str, Tensor],
+        setting: Setting,
+        passes: Passes,
+        aggregation: Aggregation,
+        sharpness: Sharpness | None,
+        penalty: Penalty | None,
+    ) -> StepResult:
+        """Algorithm 1 on a batch that makes an update by itself."""
+        blocks = _blocks(setting, passes, sharpness)
+        with blocks.differentiating():
+            of_penalty = _of_penalty(penalty, blocks, self.partition, setting.scale)
+            found = lines_1_to_6(losses, blocks, passes, sharpness)
+            result = lines_7_to_10(losses, blocks, *found, aggregation, sharpness, of_penalty)
+        return result if penalty is None else _with_penalty(result, penalty)
 
-        To be asked for in all processes, of a batch whose tasks they have agreed on before. They
-        come without their graphs.
+    def _accumulate(
+        self,
+        losses: dict[str, Tensor],
+        setting: Setting,
+        samples: Mapping[str, float],
+        passes: Passes,
+        sharpness: Sharpness | None,
+        penalty: Penalty | None,
+    ) -> None:
+        """Lines 1 to 6 on a batch that others make an update with."""
+        blocks = _blocks(setting, passes, sharpness)
+        try:
+            with blocks.differentiating():
+                if penalty is not None:
+                    of_penalty = _of_penalty(penalty, blocks, self.partition, setting.scale)
+                    self._accumulated.add_penalty(of_penalty)
+                clean, second, _ = lines_1_to_6(losses, blocks, passes, sharpness, here=True)
+        except ScaledOverflowError as overflow:  # the scaler will skip the update
+            self._accumulated.overflow = str(overflow)
+            for task, loss in losses.items():
+                losses[task] = loss.detach()
+            return
+        moved = None if second is clean else second
+        self._accumulated.add(blocks, losses, samples, clean, moved)
+
+    def _update_of_all(
+        self,
+        setting: Setting,
+        passes: Passes,
+        aggregation: Aggregation,
+        sharpness: Sharpness | None,
+        penalty: Penalty | None,
+    ) -> StepResult:
+        """Lines 7 to 10 on all that is accumulated."""
+        found, self._accumulated = self._accumulated, Accumulation()
+        if found.overflow is not None:
+            raise ScaledOverflowError(found.overflow)
+        setting = replace(setting, shares=dict.fromkeys(found.tasks, 1.0), stand_in=None)
+        blocks = _blocks(setting, passes, sharpness)
+        clean, second = found.gradients(blocks)
+        result = lines_7_to_10(
+            found.losses,
+            blocks,
+            clean,
+            clean if second is None else second,
+            None,
+            aggregation,
+            sharpness,
+            found.of_penalty(),
+        )
+        return result if penalty is None else _with_penalty(result, penalty)
+
+    def _known_tasks(self) -> tuple[str, ...]:
+        """The tasks that have come so far, and before them those that are known to come."""
+        return tuple(dict.fromkeys((*self._tasks, *self.partition.seen)))
+
+    def means(self, batches: Iterable[Passes]) -> dict[str, Tensor]:
+        """The losses of the batches of an update, each the mean over the samples of all processes.
+
+        To be asked for in all processes, of batches whose tasks they have agreed on before. They
+        come without their graphs, and without a trace in the module.
         """
         losses: dict[str, Tensor] = {}
         counts: dict[str, float] = {}
         error = None
         try:
-            for task, loss in passes.clean().items():
-                losses[task] = loss.detach().to(torch.promote_types(loss.dtype, torch.float32))
-                counts[task] = passes.count(task)
+            for passes in batches:
+                with passes.repeating():
+                    for task, found in passes.clean().items():
+                        n = passes.count(task)
+                        loss = found.detach().to(torch.promote_types(found.dtype, torch.float32))
+                        counts[task] = counts.get(task, 0.0) + n
+                        weight = n / counts[task] if n else 0.0
+                        losses[task] = losses.get(task, loss).lerp(loss, weight)
         except Exception as raised:
             error = raised  # the other processes are told before it goes on
         return self.processes.means(losses, counts, error)
@@ -180,8 +280,8 @@ class MultiTaskStep:
         passes: Passes,
         last: bool,
         by_task: bool,
-    ) -> tuple[dict[str, Tensor], Tensor | None, dict[str, float]]:
-        """Losses and penalty of this process, and its share of all that any process has."""
+    ) -> tuple[dict[str, Tensor], Tensor | None, Agreement]:
+        """Losses and penalty of this process, and what all processes have."""
         plan, error = None, None
         try:
             plan = passes.planned()
@@ -207,10 +307,10 @@ class MultiTaskStep:
         counts = {task: passes.count(task) for task in losses}
         if penalty is not None:
             counts[PENALTY] = 1.0
-        shares = self.processes.agree(counts, self.partition, module, named, last, error)
+        agreed = self.processes.agree(counts, self.partition, module, named, last, error)
         if self.processes.sharded:  # then all processes have the same tasks
             self._probe(module, named, losses)
-        return losses, penalty, shares
+        return losses, penalty, agreed
 
     def _probe(
         self, module: nn.Module, named: Mapping[str, nn.Parameter], losses: dict[str, Tensor]
@@ -229,36 +329,73 @@ class MultiTaskStep:
         return next((task for task, share in shares.items() if share), None)
 
 
-def _algorithm_1(
+def lines_1_to_6(
     losses: dict[str, Tensor],
     blocks: Blocks,
     passes: Passes,
-    aggregation: Aggregation,
     sharpness: Sharpness | None,
-    scale: Tensor | None,
-    of_penalty: Mapping[Tensor, Tensor],
-) -> StepResult:
-    check_finite = Finite(blocks.tasks, scaled=scale is not None)
+    here: bool = False,
+) -> tuple[Gradients, Gradients, Measures | None]:
+    """The gradients of every task, and those at its own perturbed parameters.
 
+    Args:
+        losses: The losses that this process has; their graphs go.
+        blocks: The parameters.
+        passes: Computes the losses again.
+        sharpness: The perturbations; ``None`` for none.
+        here: Whether the rows stay in this process, to be accumulated.
+
+    Returns:
+        The clean gradients; those of the second pass, or the same without one; and what was
+        measured of the clean ones, if anything.
+    """
     # Lines 1 to 3: the gradients of every task, where the parameters are.
     with statistics_put_back(blocks.module):  # a checkpointed part runs again in backward
-        clean = task_gradients(losses, blocks)
+        clean = task_gradients(losses, blocks, here and not ascends_together(blocks, sharpness))
     for task, loss in losses.items():
         losses[task] = loss.detach()  # the graph goes
+    if here and sharpness is None:
+        return clean, clean, None
     ascent = Ascent(clean, blocks, sharpness)
     measures = measure(clean, ascent, losses, blocks)
-    check_finite(measures.losses, "loss")
-    check_finite(measures.gram.diagonal(), "gradient")
-    check_finite(measures.heads, "head's gradient")
+    measures.check(blocks)
 
     # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
-    second, second_gram = clean, None
+    second = clean
     if sharpness is not None:
         with passes.repeating():
-            second = sam_gradients(clean, ascent, measures, blocks, passes, sharpness)
-        second_gram, head_squares = measure_second(second, blocks.processes)
-        check_finite(second_gram.diagonal(), "gradient at the perturbed point")
-        check_finite(head_squares, "head's gradient at the perturbed point")
+            second = sam_gradients(clean, ascent, measures, blocks, passes, sharpness, here)
+    return clean, second, measures
+
+
+def lines_7_to_10(
+    losses: dict[str, Tensor],
+    blocks: Blocks,
+    clean: Gradients,
+    second: Gradients,
+    measures: Measures | None,
+    aggregation: Aggregation,
+    sharpness: Sharpness | None,
+    of_penalty: Mapping[Tensor, Tensor],
+) -> StepResult:
+    """The direction, as a loss whose gradient it is.
+
+    Args:
+        losses: The losses, detached.
+        blocks: The parameters.
+        clean: The clean gradients.
+        second: Those of the second pass, or the clean ones.
+        measures: What is known of the clean ones; ``None`` for nothing yet.
+        aggregation: The aggregator.
+        sharpness: The perturbations; ``None`` for none.
+        of_penalty: The gradient of what belongs to no task.
+    """
+    if measures is None:
+        measures = measure(clean, Ascent(clean, blocks, None), losses, blocks)
+        measures.check(blocks)
+    second_gram = None
+    if second is not clean:
+        second_gram = measure_second(second, blocks)
 
     # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
     weights = aggregation.loss_weights(blocks.tasks, measures.losses)
@@ -300,6 +437,7 @@ def _of_penalty(
 def _with_penalty(result: StepResult, penalty: Penalty) -> StepResult:
     if penalty.value is None:
         return result
+    assert result.loss is not None
     return replace(result, loss=result.loss + penalty.value, penalty=penalty.value)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.processes import ProcessError, Processes, RowSums
+from lightning_flatmtl.engine.processes import Agreement, ProcessError, Processes, RowSums
 
 __all__ = ["DataParallel", "Sharded", "Together", "synchronised_layers", "waiting_layers"]
 
@@ -73,7 +73,7 @@ class Together(Processes):
         named: Mapping[str, nn.Parameter],
         last: bool,
         error: Exception | None,
-    ) -> dict[str, float]:
+    ) -> Agreement:
         """See :meth:`Processes.agree`."""
         news = partition.changes != self._changes or any(t not in self._tasks for t in counts)
         sums = self._sum_up(counts, [news, last, error is not None, not counts])
@@ -94,7 +94,8 @@ class Together(Processes):
         present = dict(zip(self._tasks, sums[m : 2 * m], strict=True))
         partial = {task for task, n in present.items() if 0 < n < self.size}
         _refuse_waiting_layers(module, partition, partial, empty=0 < empty < self.size)
-        return {task: counts.get(task, 0.0) / n for task, n in totals.items() if n > 0}
+        samples = {task: n for task, n in totals.items() if n > 0}
+        return Agreement({t: counts.get(t, 0.0) / n for t, n in samples.items()}, samples)
 
     def _sum_up(self, counts: Mapping[str, float], flags: Sequence[bool]) -> list[float]:
         """Samples by task, processes by task, and processes by flag."""
