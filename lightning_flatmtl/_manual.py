@@ -91,7 +91,7 @@ class ManualOptimization(Callback):
             result: What the engine found; ``None`` for a batch that has nothing to say.
             batch_idx: The batch's index in the epoch.
             accumulated: Whether the engine accumulates, so that the last batch of a group brings
-                the loss of all; else their gradients are averaged here.
+                the loss of all; else their losses are averaged here.
         """
         if not self._in_fit:
             raise MisconfigurationException(
@@ -121,8 +121,10 @@ class ManualOptimization(Callback):
             self._pending = True
         if result is not None and result.loss is not None:
             # A short last group is divided by the full number too, as in automatic optimization.
-            share = 1 if accumulated else self.accumulate_grad_batches
-            module.manual_backward(result.loss if share == 1 else result.loss / share)
+            share = self.accumulate_grad_batches
+            batches = batch_idx % share + 1 if accumulated else 1
+            loss = result.loss if batches == share else result.loss * (batches / share)
+            module.manual_backward(loss)
             self._untouched.after_backward(module.parameters(), result.untouched)
         share_buffers(trainer, module)
         if self._closes_group(trainer, batch_idx):

@@ -171,10 +171,8 @@ class TakeOver:
 
     def _place(self) -> Place:
         """The place of the present batch among those that the Trainer makes one update of."""
-        trainer = self._trainer
-        share = trainer.accumulate_grad_batches
-        active = self.sharpness is not None and self.sharpness.active
-        if share == 1 or (self.aggregator is None and not active):
+        trainer, share = self._trainer, self._share
+        if share == 1:
             return ALONE
         if any(isinstance(optimizer, LBFGS) for optimizer in trainer.optimizers):
             raise MisconfigurationException(
@@ -182,9 +180,22 @@ class TakeOver:
                 f"Trainer(accumulate_grad_batches={share}). Use another optimizer, or no "
                 "accumulation."
             )
-        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready  # this one among them
+        ready = self._ready
         ends = trainer.is_last_batch or ready == trainer.num_training_batches
         return Place(first=(ready - 1) % share == 0, last=ready % share == 0 or ends)
+
+    @property
+    def _share(self) -> int:
+        """How many batches the engine makes one update of; fewer at the end of an epoch."""
+        active = self.sharpness is not None and self.sharpness.active
+        method = self.aggregator is not None or active
+        return self._trainer.accumulate_grad_batches if method else 1
+
+    @property
+    def _ready(self) -> int:
+        """How many batches of the epoch have come, the present one among them."""
+        ready: int = self._trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return ready
 
     def declare_shared(self) -> None:
         """Begin with the shared parameters that the module declares; called once they all exist."""
@@ -256,9 +267,9 @@ class TakeOver:
             total = loss.detach()
         elif result.overflow is None:
             self._check_total(total, outputs)
-        if self._place() != ALONE:
-            # Lightning divides by the number of batches; the engine has taken the mean.
-            loss = loss * self._trainer.accumulate_grad_batches
+        if self._share > 1:
+            # Lightning divides by the full number of batches; the engine has taken the mean.
+            loss = loss * ((self._ready - 1) % self._share + 1)
         # The module's value with the engine's gradient.
         loss = loss + (total - loss.detach())
         return {**outputs, "loss": loss, "losses": result.losses}

@@ -33,7 +33,7 @@ from lightning_flatmtl.takeover import host_of
 from tests import naive
 from tests.ddp.net import LOSSES, Batch, Batches, Foreign, module, without
 from tests.ddp.net import batches as whole_batches
-from tests.ddp.training import HOSTS, deviation, train
+from tests.ddp.training import HOSTS, copies, deviation, train
 from tests.ddp.worker import Place
 from tests.helpers import trainer
 
@@ -80,13 +80,23 @@ def thirds(whole: Sequence[Batch]) -> list[Batch]:
     ]
 
 
-def run(host: str, method: Any, items: Sequence[Batch], share: int, **more: Any) -> dict[str, Any]:
+def run(
+    host: str,
+    method: Any,
+    items: Sequence[Batch],
+    share: int,
+    slow: float = 1.0,
+    **more: Any,
+) -> dict[str, Any]:
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=0.1 * slow, momentum=0.9)
+
     return train(
         HERE,
         host,
         method,
         mine=copy.deepcopy(list(items)),
-        net={"counts": True},
+        net={"counts": True, "optimizer": optimizer},
         accumulate_grad_batches=share,
         **{"max_epochs": 1, **more},
     )
@@ -103,13 +113,16 @@ def test_as_one_large_batch(host: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_a_short_last_group_is_one_smaller_batch(host: str) -> None:
-    items = whole_batches(2)
-    x, targets = items.pop()
-    end = x[:8], {task: y[:8] for task, y in targets.items()}
-    large = run(host, METHODS["CAGrad"], [*items, end], 1)
-    small = run(host, METHODS["CAGrad"], thirds([*items, (x, targets)])[:5], SHARE)
-    assert small["steps"] == large["steps"] == 2
+@pytest.mark.parametrize("left", [1, 2])
+def test_a_short_last_group_is_divided_by_the_full_number(host: str, left: int) -> None:
+    """As in automatic optimization: one batch of its samples, at a smaller learning rate."""
+    items = thirds(whole_batches(1))[:left]
+    end = [torch.cat([x for x, _ in items])]
+    end.append({task: torch.cat([y[task] for _, y in items]) for task in "abc"})
+    large = run(host, METHODS["CAGrad"], [tuple(end)], 1, slow=left / SHARE)
+    small = run(host, METHODS["CAGrad"], items, SHARE)
+    assert small["steps"] == large["steps"] == 1
+    assert deviation(small["params"], small["start"]) > 1e-3
     assert deviation(small["params"], large["params"]) < TOLERANCE
 
 
@@ -370,7 +383,7 @@ def test_a_broken_off_group_is_forgotten(host: str) -> None:
     found[0].on_train_batch_start = skip
     for (model, settings), data in ((found, items), (expected, items[:SHARE])):
         trainer([CAGrad()], max_epochs=2, **settings).fit(model, one_by_one(data))
-    one, other = (dict(model.named_parameters()) for model, _ in (found, expected))
+    one, other = (copies(model.named_parameters()) for model, _ in (found, expected))
     assert deviation(one, other) == 0.0
 
 

@@ -12,7 +12,13 @@ import pytest
 import torch
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-TESTED = ["existing_project", "partial_labels", "two_datasets", "transformer_text"]
+TESTED = [
+    "existing_project",
+    "one_task_at_a_time",
+    "partial_labels",
+    "transformer_text",
+    "two_datasets",
+]
 
 Run = Callable[..., str]
 
@@ -112,6 +118,14 @@ def test_two_datasets(run: Run) -> None:
         assert len(accuracies) == (1 if odd == 0 else 2)
         assert percent(*accuracies)
     assert "max_size_cycle" not in run("two_datasets", "--modes", "min_size")
+
+
+def test_one_task_at_a_time(run: Run) -> None:
+    output = run("one_task_at_a_time")
+    for line in ("both in every batch", "one at a time"):
+        values = numbers(output, line)
+        assert len(values) == 4  # mean and deviation of two tasks
+        assert percent(*values)
 
 
 def test_transformer_text(run: Run) -> None:
