@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_flatmtl.engine.autocast import outside_autocast
+from lightning_flatmtl.engine.failure import Failure
 from lightning_flatmtl.engine.layout import Layout
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.processes import Processes, RowSums
@@ -29,6 +30,7 @@ class Setting:
             in this process; 0 for a task that it lacks.
         processes: The processes that share the step.
         workspace: Lends what is as long as the shared block.
+        failure: Keeps an error of this process until the others are told.
         scale: The loss scale of 16-bit training.
         stand_in: The task whose loss, times zero, stands in for those that this process lacks, if
             its layers wait for those of other processes.
@@ -40,6 +42,7 @@ class Setting:
     shares: Mapping[str, float]
     processes: Processes
     workspace: Workspace
+    failure: Failure
     scale: Tensor | None = None
     stand_in: str | None = None
 
@@ -54,12 +57,16 @@ class Blocks:
     keep_graph = False
     """Whether the graph of the losses is needed after they have been differentiated."""
 
+    of_samples = False
+    """Whether the columns belong to the samples of this process, and no other has them."""
+
     def __init__(self, setting: Setting) -> None:
         self.module = setting.module
         self.trainable: list[Tensor] = list(setting.trainable)
         self.tasks = tuple(setting.shares)
         self.shares = setting.shares
         self.processes = setting.processes
+        self.failure = setting.failure
         self._setting = setting
         self.shared = self._layout(setting.partition.shared(setting.trainable))
         self.heads = self.heads_of(self.tasks)

@@ -13,7 +13,6 @@ from lightning_flatmtl.engine.combination import (
     scaled,
     weighted_rows,
 )
-from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import Aggregation, Part, TaskGradients
 from lightning_flatmtl.engine.jacobian import Gradients
 from lightning_flatmtl.engine.measures import Measures
@@ -22,7 +21,9 @@ from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.sharpness import Sharpness
 from lightning_flatmtl.engine.surrogate import surrogate_loss
 
-__all__ = ["aggregate_onto", "parts_of", "surrogate", "to_be_skipped"]
+__all__ = ["aggregate_onto", "parts_of", "shared_gradients", "surrogate", "to_be_skipped"]
+
+SharedGradients = tuple[list[Tensor], list[Tensor | None]]
 
 
 def parts_of(
@@ -78,10 +79,11 @@ def aggregate_onto(
     Raises:
         ValueError: If the aggregator looks at more than the processes can bring together.
         NonFiniteError: If the direction is NaN or infinite.
+        ProcessError: If the aggregator has failed on the columns of another process.
     """
     processes, columns = blocks.processes, blocks.shared.numel
     sees = "matrix" if processes.size == 1 else aggregation.sees
-    apart = processes.sharded or isinstance(blocks, FeatureBlocks)  # columns of any width
+    apart = processes.sharded or blocks.of_samples  # columns of any width
     if apart and processes.size > 1 and sees != "gram":
         raise ValueError(
             "With sharded parameters, or several processes and `gradients='features'`, an "
@@ -91,8 +93,14 @@ def aggregate_onto(
     if sees == "columns":
         kept = processes.columns(blocks.width)
         part = replace(part, columns=kept, width=columns)
-        found = aggregation.aggregate(part) * processes.size
-        infinite = processes.sum_on_host((~found.isfinite().all()).double().cpu())
+        found = torch.zeros_like(direction[kept])
+        with blocks.failure.kept(meeting=False):
+            found = aggregation.aggregate(part) * processes.size
+        mine = torch.tensor(
+            [float(not found.isfinite().all()), blocks.failure.flag], dtype=torch.float64
+        )
+        infinite, failed = processes.sum_on_host(mine).tolist()
+        blocks.failure.tell(failed)
         refuse_infinite_direction(not infinite, part, aggregation)
         direction[kept] += found
         return
@@ -132,11 +140,30 @@ def to_be_skipped(
     return StepResult(loss, detached, overflow=overflow)
 
 
+def shared_gradients(direction: Tensor, reached: Sequence[bool], blocks: Blocks) -> SharedGradients:
+    """The parameters that the aggregated row concerns, and the gradient of each.
+
+    Args:
+        direction: The direction of the shared block, ``[width]``.
+        reached: For each entry of it whether any loss reaches it.
+        blocks: The parameters; where they need a backward pass an error in it is told.
+
+    Raises:
+        ProcessError: If another process has failed in that.
+    """
+    if not blocks.of_samples:
+        return blocks.shared_gradients(direction, reached)
+    found: SharedGradients = [], []
+    with blocks.failure.kept():
+        found = blocks.shared_gradients(direction, reached)
+    blocks.failure.meet()
+    return found
+
+
 def surrogate(
     losses: Mapping[str, Tensor],
     blocks: Blocks,
-    reached: list[bool],
-    direction: Tensor,
+    of_shared: SharedGradients,
     heads: Mapping[str, Tensor],
     weights: Tensor | None,
     of_penalty: Mapping[Tensor, Tensor],
@@ -146,13 +173,12 @@ def surrogate(
     Args:
         losses: Their sum is its value.
         blocks: The parameters.
-        reached: For each shared parameter whether any loss reaches it.
-        direction: The direction of the shared block, ``[width]``.
+        of_shared: Those that the aggregated row concerns, and the gradient of each.
         heads: The gradient of every head.
         weights: The weights of the losses.
         of_penalty: The gradient of the penalty by parameter, added as it is.
     """
-    params, gradients = blocks.shared_gradients(direction, reached)
+    params, gradients = of_shared
     processes = blocks.processes
     for i, (task, head) in enumerate(blocks.heads.items()):
         factor = processes.gain * (1.0 if weights is None else weights[i].item())

@@ -26,16 +26,36 @@ class FeatureBlocks(Blocks):
 
     Args:
         setting: What is known of the step.
-        features: The encoder's output with its graph.
+        features: The encoder's output with its graph; ``None`` in a process whose batch has no
+            task, which has no columns then.
 
     Raises:
         ValueError: If a shared parameter lies behind the features, where it would be missed.
     """
 
     keep_graph = True
+    of_samples = True
 
-    def __init__(self, setting: Setting, features: Sequence[Tensor]) -> None:
+    def __init__(self, setting: Setting, features: Sequence[Tensor] | None) -> None:
         super().__init__(setting)
+        if features is None:
+            trunk: set[Tensor] = set(self.shared.params)
+            shared = self.shared
+            features = [torch.zeros(0, dtype=shared.dtype, device=shared.device)]
+        else:
+            trunk = self._before(features)
+        # What only absent tasks reach rests, as in a process without features.
+        rests = set(setting.partition.untouched(setting.trainable, self.tasks))
+        self._trunk = [p for p in setting.trainable if p in trunk and p not in rests]
+        self._features = list(features)
+        self.shared = Layout(self._features)
+        self.heads = {
+            task: Layout([p for p in head.params if p not in trunk])
+            for task, head in self.heads.items()
+        }
+
+    def _before(self, features: Sequence[Tensor]) -> set[Tensor]:
+        """The leaves that the features depend on."""
         if not features:
             raise ValueError(
                 "With `gradients='features'` the features must depend on a trainable parameter, "
@@ -51,13 +71,7 @@ class FeatureBlocks(Blocks):
                 f"got {len(behind)} behind them, of shapes {shapes}. Move them into the encoder or "
                 "use `gradients='parameters'`."
             )
-        self._trunk = [p for p in setting.trainable if p in trunk]
-        self._features = list(features)
-        self.shared = Layout(self._features)
-        self.heads = {
-            task: Layout([p for p in head.params if p not in trunk])
-            for task, head in self.heads.items()
-        }
+        return trunk
 
     @property
     @override
@@ -73,6 +87,8 @@ class FeatureBlocks(Blocks):
     def shared_gradients(
         self, direction: Tensor, reached: Sequence[bool]
     ) -> tuple[list[Tensor], list[Tensor | None]]:
+        if not self.width:
+            return list(self._trunk), [torch.zeros_like(p) for p in self._trunk]
         views = zip(self.shared.views(direction[: self.shared.numel]), self._features, strict=True)
         scale = self._setting.scale
         # The trunk's backward pass needs the loss scale as much as that of the heads.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_flatmtl.engine.blocks import Blocks
+from lightning_flatmtl.engine.hygiene import statistics_put_back
 from lightning_flatmtl.engine.processes import RowSums
 
 __all__ = ["Gradients", "task_gradients"]
@@ -34,24 +35,35 @@ class Gradients:
 def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks, here: bool = False) -> Gradients:
     """Differentiate every loss by itself, so that no backward pass walks another task's head.
 
-    With several processes a row is on its way to the others while the next is differentiated.
+    With several processes a row is on its way to the others while the next is differentiated; an
+    error is kept for the next sum, and what is returned then means nothing.
 
     Args:
         losses: The losses that this process has, with their graphs.
         blocks: The parameters.
         here: Whether the rows stay in this process for now.
     """
-    shared = blocks.shared
     rows = blocks.rows("loss")
-    sums = blocks.row_sums(rows, here)
-    heads: dict[str, Tensor] = {}
-    reached = [False] * len(shared.params)
+    reached = [False] * len(blocks.shared.params)
+    found = Gradients(rows, blocks.row_sums(rows, here), {}, reached)
+    with blocks.failure.kept(), statistics_put_back(blocks.module):  # a checkpoint runs again
+        if blocks.failure.error is None:
+            _differentiate(losses, blocks, found)
+    found.sums.complete()
+    for task in blocks.tasks:
+        if task not in found.heads:
+            found.heads[task] = blocks.heads[task].zeros()
+    return found
+
+
+def _differentiate(losses: Mapping[str, Tensor], blocks: Blocks, found: Gradients) -> None:
+    shared, rows = blocks.shared, found.shared
     last = [task for task in blocks.tasks if blocks.source(task) is not None][-1:]
     for i, task in enumerate(blocks.tasks):
         head, source = blocks.heads[task], blocks.source(task)
         if source is None:
             rows[i].zero_()
-            heads[task] = head.zeros()
+            found.heads[task] = head.zeros()
         else:
             of_shared, of_head = blocks.differentiate(
                 task,
@@ -60,7 +72,7 @@ def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks, here: bool = Fa
                 retain_graph=blocks.keep_graph or [task] != last,
             )
             shared.write(of_shared, rows[i, : shared.numel])
-            reached = [r or g is not None for r, g in zip(reached, of_shared, strict=True)]
-            heads[task] = head.flatten(of_head)
-        sums.send(i)
-    return Gradients(rows, sums, heads, reached)
+            for j, gradient in enumerate(of_shared):
+                found.reached[j] |= gradient is not None
+            found.heads[task] = head.flatten(of_head)
+        found.sums.send(i)

@@ -118,6 +118,9 @@ def measure(
         ascent: What the parameters are perturbed along.
         losses: The clean losses that this process has.
         blocks: The parameters.
+
+    Raises:
+        ProcessError: If another process has failed since the losses were agreed on.
     """
     adaptive = ascent.adaptive
     m, processes, shared = len(blocks.tasks), blocks.processes, blocks.shared
@@ -133,7 +136,9 @@ def measure(
     reached = torch.tensor(gradients.reached, dtype=torch.float64)
     parts = {"gram": gram.flatten(), "losses": torch.stack(values), "heads": heads}
     if processes.size > 1:
-        parts["reached"] = reached
+        if not blocks.of_samples:
+            parts["reached"] = reached
+        parts["failed"] = gram.new_full((1,), blocks.failure.flag)
     if adaptive and not ascent.local:
         kept = None if scale is None else blocks.kept_columns(scale)
         parts["shared squares"] = squared_norms(shards, kept)
@@ -150,6 +155,8 @@ def measure(
     names = [*parts, *own]
     pieces = torch.split(host, [len(part) for part in (*parts.values(), *own.values())])
     found = dict(zip(names, pieces, strict=True))
+    if processes.size > 1:
+        blocks.failure.tell(float(found["failed"]))
     gram = found["gram"].view(m, m)
     return Measures(
         gram=gram,
@@ -167,13 +174,18 @@ def measure_second(gradients: Gradients, blocks: Blocks) -> Tensor:
 
     It comes in one transfer with the squared norms of the head gradients; nothing of both may be
     NaN or infinite.
+
+    Raises:
+        ProcessError: If another process has failed in the second pass.
     """
     gram = gram_matrix(gradients.sums.shards())
     heads = torch.cat([squared_norms(head[None]) for head in gradients.heads.values()])
     # With several processes the sums of squares of shares: enough to see what is not finite.
-    host = blocks.processes.sum(torch.cat([gram.flatten(), heads.to(gram.device)])).cpu()
+    parts = [gram.flatten(), heads.to(gram.device), gram.new_full((1,), blocks.failure.flag)]
+    host = blocks.processes.sum(torch.cat(parts)).cpu()
+    blocks.failure.tell(float(host[-1]))
     m = len(gram)
-    found, head_squares = host[: m * m].view(m, m), host[m * m :]
+    found, head_squares = host[: m * m].view(m, m), host[m * m : -1]
     check_finite = Finite(blocks.tasks, blocks.scaled)
     check_finite(found.diagonal(), "gradient at the perturbed point")
     check_finite(head_squares, "head's gradient at the perturbed point")

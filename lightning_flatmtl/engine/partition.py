@@ -95,7 +95,9 @@ class Partition:
                     self._note_hidden(node)
                 if visitor.get(node, "") in (task, _SHARED):
                     continue
-                self.hides = self.hides or kind == _CHECKPOINT
+                if kind == _CHECKPOINT and not self.hides:
+                    self.hides = True
+                    self.changes += 1
                 visitor[node] = _SHARED if node in visitor else task
                 if kind == _LEAF:
                     self._note(node.variable, task)  # type: ignore[attr-defined]

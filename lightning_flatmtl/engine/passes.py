@@ -58,8 +58,10 @@ class Passes(ABC):
         self._put_back: Callable[[], None] | None = None
         self.penalty: Callable[[], Any] | None = None
         """Computes the term that belongs to no task, asked once, after the clean pass."""
+        self.at_features = False
+        """Whether the task Jacobian is to be taken at the features."""
         self.features: list[Tensor] | None = None
-        """The features with their graph, if the task Jacobian is to be taken there."""
+        """The features with their graph; ``None`` elsewhere, and where the batch has no task."""
         self.common: set[Any] = set()
         """Parameters that all tasks reach, also those that this batch lacks."""
 
@@ -178,7 +180,7 @@ class ComposedPasses(Passes):
         count: Callable[[str], float] | None = None,
     ) -> None:
         super().__init__(module, around, count)
-        self._at_features = at_features
+        self.at_features = at_features
         self._several = several
         self._encode = encode
         self._task_loss = task_loss
@@ -226,7 +228,7 @@ class ComposedPasses(Passes):
             if self._several and not isinstance(features, Mapping):
                 self.common |= leaves
             self._features[key] = pytree.tree_map_only(Tensor, _kept, features)
-        if not self._at_features or not graphed:
+        if not self.at_features or not graphed:
             return
         if len(graphed) > 1:
             raise ValueError(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_flatmtl.engine.blocks import Blocks
 from lightning_flatmtl.engine.errors import NonFiniteError, ScaledOverflowError
+from lightning_flatmtl.engine.failure import Failure
 from lightning_flatmtl.engine.gram import squared_norms
 from lightning_flatmtl.engine.partition import Partition, reached_parameters
 from lightning_flatmtl.engine.processes import Processes
@@ -118,20 +119,27 @@ def add_penalty(
 
 @torch.no_grad()
 def check_penalty(
-    penalty: Penalty | None, of_penalty: Mapping[Tensor, Tensor], processes: Processes, scaled: bool
+    penalty: Penalty | None,
+    of_penalty: Mapping[Tensor, Tensor],
+    processes: Processes,
+    failure: Failure,
+    scaled: bool,
 ) -> None:
     """Stop at a penalty, or a gradient of it, that is NaN or infinite in any process.
 
     Raises:
         NonFiniteError: If there is one, without loss scaling.
         ScaledOverflowError: The same, with it.
+        ProcessError: If another process has failed.
     """
     if penalty is None:
         return
     looked_at = [*of_penalty.values(), *(() if penalty.value is None else (penalty.value,))]
     parts = [squared_norms(tensor.reshape(1, -1)) for tensor in looked_at]
     seen = torch.cat(parts).sum().cpu() if parts else torch.zeros(())
-    total = float(processes.sum_on_host(seen.to(torch.float64).reshape(1)))
+    mine = torch.tensor([float(seen), failure.flag], dtype=torch.float64)
+    total, failed = processes.sum_on_host(mine).tolist()
+    failure.tell(failed)
     if math.isfinite(total):
         return
     if scaled:

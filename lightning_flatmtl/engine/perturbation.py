@@ -58,27 +58,34 @@ def sam_gradients(
         here: Whether the rows stay in this process for now.
 
     Returns:
-        New gradients; for a part that does not move, the clean ones.
+        New gradients; for a part that does not move, the clean ones. With several processes an
+        error is kept for the next sum, and they mean nothing.
     """
-    perturbed = _Perturbed(ascent, measures, blocks, sharpness)
-    second = _Second(clean, blocks, sharpness, here)
-    ascent.fetch(0)
+    second = _Second(clean, ascent, blocks, sharpness, here)
+    run = _joint if sharpness.point == "joint" else _separate
+    with blocks.failure.kept(), passes.repeating():
+        run(second, _Perturbed(ascent, measures, blocks, sharpness), blocks, passes)
+    second.complete()
+    return second.gradients()
 
-    if sharpness.point == "joint":
-        for i, task in enumerate(blocks.tasks):
-            source, head = blocks.source(task), blocks.heads[task]
-            with perturbed.shared(i), perturbed.head(i):
-                ascent.fetch(i + 1)
-                if source is not None:
-                    again = passes.again(source)
-                    of_shared, of_head = blocks.differentiate(task, again, [blocks.shared, head])
-                    second.heads[task] = head.flatten(of_head)
-                    second.write(i, of_shared)
-            second.send(i, source is not None)
-        return second.gradients()
 
+def _joint(second: "_Second", perturbed: "_Perturbed", blocks: Blocks, passes: Passes) -> None:
+    """Both gradients of a task at the point where both its parts are perturbed."""
+    for i, task in enumerate(blocks.tasks):
+        source, head = blocks.source(task), blocks.heads[task]
+        with perturbed.shared(i, second.row(i)), perturbed.head(i):
+            if source is not None:
+                again = passes.again(source)
+                of_shared, of_head = blocks.differentiate(task, again, [blocks.shared, head])
+                second.heads[task] = head.flatten(of_head)
+                second.write(i, of_shared)
+        second.send(i, source is not None)
+
+
+def _separate(second: "_Second", perturbed: "_Perturbed", blocks: Blocks, passes: Passes) -> None:
+    """The gradient of each part where it alone is perturbed."""
     # The heads come first, while what the clean pass has left behind is still there.
-    for i, task in enumerate(blocks.tasks if sharpness.moves_heads else ()):
+    for i, task in enumerate(blocks.tasks if perturbed.moves_heads else ()):
         source, head = blocks.source(task), blocks.heads[task]
         if head.params and source is not None:
             with perturbed.head(i):
@@ -86,16 +93,13 @@ def sam_gradients(
                 if source == task:
                     (of_head,) = blocks.differentiate(task, again, [head])
                     second.heads[task] = head.flatten(of_head)
-    shared_moves = sharpness.moves_shared and blocks.shared.params
-    for i, task in enumerate(blocks.tasks if shared_moves else ()):
+    for i, task in enumerate(blocks.tasks if second.exchanges else ()):
         source = blocks.source(task)
-        with perturbed.shared(i):
-            ascent.fetch(i + 1)
+        with perturbed.shared(i, second.row(i)):
             if source is not None:
                 (of_shared,) = blocks.differentiate(task, passes.again(source), [blocks.shared])
                 second.write(i, of_shared)
         second.send(i, source is not None)
-    return second.gradients()
 
 
 class _Perturbed:
@@ -106,15 +110,15 @@ class _Perturbed:
     ) -> None:
         self._ascent, self._measures, self._blocks = ascent, measures, blocks
         self._sharpness = sharpness
+        self.moves_heads = sharpness.moves_heads
         self._saved = blocks.shared.save(blocks.vector("saved"))
         adaptive = sharpness.adaptive
         self._squares = (
             torch.square(self._saved, out=blocks.vector("squares")) if adaptive else None
         )
 
-    def shared(self, i: int) -> AbstractContextManager[None]:
-        squared = self._measures.shared_squares[i]
-        row, rho = self._ascent.row(i), self._sharpness.rho_shared
+    def shared(self, i: int, row: Tensor) -> AbstractContextManager[None]:
+        squared, rho = self._measures.shared_squares[i], self._sharpness.rho_shared
         return self._moved(self._blocks.shared, row, rho, squared, self._saved, self._squares)
 
     def head(self, i: int) -> AbstractContextManager[None]:
@@ -140,17 +144,42 @@ class _Perturbed:
 
 
 class _Second:
-    """Collects the gradients of the second pass."""
+    """Collects the gradients of the second pass, and exchanges their rows.
 
-    def __init__(self, clean: Gradients, blocks: Blocks, sharpness: Sharpness, here: bool) -> None:
+    For every task all processes bring the row to ascend along here and then send their parts of the
+    row that was found there; one that has failed has to do both, too.
+    """
+
+    def __init__(
+        self,
+        clean: Gradients,
+        ascent: Ascent,
+        blocks: Blocks,
+        sharpness: Sharpness,
+        here: bool,
+    ) -> None:
         self.heads = dict(clean.heads)
         self._clean = clean
         self._shared = blocks.shared
         self._split = sharpness.aggregate == "split"
         self._moves = sharpness.moves_shared
+        self._ascent = ascent
+        self._begun = self._sent = 0
+        self.exchanges = 0
+        """How many rows the processes exchange."""
         if self._moves:
             self._rows = blocks.rows("second")
             self._sums = blocks.row_sums(self._rows, here)
+            if sharpness.point == "joint" or blocks.shared.params:
+                self.exchanges = len(blocks.tasks)
+                ascent.fetch(0)
+
+    def row(self, i: int) -> Tensor:
+        """The row to ascend along for task ``i``; the next one is under way then."""
+        row = self._ascent.row(i)
+        self._ascent.fetch(i + 1)
+        self._begun = i + 1
+        return row
 
     def write(self, i: int, gradients: Sequence[Tensor | None]) -> None:
         columns = self._shared.numel
@@ -164,6 +193,14 @@ class _Second:
         if not written:
             self._rows[i].zero_()
         self._sums.send(i)
+        self._sent = i + 1
+
+    def complete(self) -> None:
+        """Take part in what is left of the exchanges."""
+        for i in range(self._sent, self.exchanges):
+            if i >= self._begun:
+                self.row(i)
+            self.send(i, written=False)
 
     def gradients(self) -> Gradients:
         if not self._moves:

@@ -49,6 +49,9 @@ class RowSums:
     def send(self, i: int) -> None:
         """Start adding up row ``i``, which is complete now."""
 
+    def complete(self) -> None:
+        """Send the rows that have not been sent, as they are."""
+
     def shards(self) -> Tensor:
         """The columns ``[m, width / R]`` of the sums that this process keeps."""
         return self.rows
@@ -168,6 +171,18 @@ class Processes:
         if error is not None:
             raise error
         return dict(losses)
+
+    def end(self, error: Exception | None) -> None:
+        """End the step in all processes, once one of them has failed.
+
+        Args:
+            error: What went wrong in this process.
+
+        Raises:
+            ProcessError: If another process has failed and this one has not.
+        """
+        if error is not None:
+            raise error
 
     def everyones(self, value: Any) -> list[Any]:
         """What every process gives, by rank; small things that can be pickled."""

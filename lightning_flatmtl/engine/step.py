@@ -14,10 +14,12 @@ from lightning_flatmtl.engine.combination import refuse_infinite_weights
 from lightning_flatmtl.engine.directions import (
     aggregate_onto,
     parts_of,
+    shared_gradients,
     surrogate,
     to_be_skipped,
 )
 from lightning_flatmtl.engine.errors import ScaledOverflowError
+from lightning_flatmtl.engine.failure import Failure
 from lightning_flatmtl.engine.features import FeatureBlocks
 from lightning_flatmtl.engine.gradients import Aggregation, SumOfLosses
 from lightning_flatmtl.engine.hygiene import statistics_put_back
@@ -87,6 +89,7 @@ class MultiTaskStep:
         self._workspace = Workspace()
         self._probed: set[str] = set()
         self._accumulated = Accumulation()
+        self._failure = Failure(self.processes, nn.Module())
 
     def __call__(
         self,
@@ -128,11 +131,12 @@ class MultiTaskStep:
             sharpness = None
         if place.first:
             self._accumulated = Accumulation(self._known_tasks())
+            self._failure = Failure(self.processes, module)
         by_task = sharpness is not None or aggregation.needs_gradients or self.processes.sharded
         by_task = by_task or place != ALONE
         by_hand = by_task or self.processes.size > 1  # else a backward pass reaches everything
-        named = self._prepare(module, passes, sharpness, optimized if by_hand else ())
-        losses, term, agreed = self._clean_losses(module, named, passes, last, by_task)
+        named = self._named(module, optimized if by_hand else ())
+        losses, term, agreed = self._clean_losses(module, named, passes, sharpness, last, by_task)
         penalty = None
         if PENALTY in agreed.shares:
             penalty = Penalty(term, agreed.shares.pop(PENALTY) * self.processes.gain)
@@ -145,6 +149,7 @@ class MultiTaskStep:
             shares=agreed.shares,
             processes=self.processes,
             workspace=self._workspace,
+            failure=self._failure,
             scale=scale,
             stand_in=self._stand_in(module, agreed.shares),
         )
@@ -257,20 +262,13 @@ class MultiTaskStep:
             error = raised  # the other processes are told before it goes on
         return self.processes.means(losses, counts, error)
 
-    def _prepare(
-        self,
-        module: nn.Module,
-        passes: Passes,
-        sharpness: Sharpness | None,
-        optimized: Iterable[Tensor],
-    ) -> dict[str, nn.Parameter]:
-        """What is to be done before the clean pass; returns the parameters by name."""
+    def _named(self, module: nn.Module, optimized: Iterable[Tensor]) -> dict[str, nn.Parameter]:
+        """The parameters by name."""
         if self.processes.sharded:
             reshard(module)  # its layers show other parameters during the passes
-        registered = dict(module.named_parameters())
-        named = with_unregistered(registered, optimized, module, self.processes)
-        if sharpness is not None:
-            passes.keep_start()
+        named = dict(module.named_parameters())
+        with self._failure.kept(meeting=False):
+            return with_unregistered(named, optimized, module, self.processes)
         return named
 
     def _clean_losses(
@@ -278,6 +276,7 @@ class MultiTaskStep:
         module: nn.Module,
         named: Mapping[str, nn.Parameter],
         passes: Passes,
+        sharpness: Sharpness | None,
         last: bool,
         by_task: bool,
     ) -> tuple[dict[str, Tensor], Tensor | None, Agreement]:
@@ -290,7 +289,9 @@ class MultiTaskStep:
         self.processes.check_plan(plan, module, error)
         losses: dict[str, Tensor] = {}
         penalty: Tensor | None = None
-        try:
+        with self._failure.kept(meeting=False):
+            if sharpness is not None:
+                passes.keep_start()
             # The mean over no samples is no loss; it may be NaN.
             losses = {task: loss for task, loss in passes.clean().items() if passes.count(task) > 0}
             check_graphs(losses)
@@ -302,12 +303,12 @@ class MultiTaskStep:
                 self.partition.observe(losses)
                 if self.partition.hides and by_task:
                     self._probe(module, named, losses)
-        except Exception as raised:
-            error = raised  # the other processes are told before it goes on
         counts = {task: passes.count(task) for task in losses}
         if penalty is not None:
             counts[PENALTY] = 1.0
-        agreed = self.processes.agree(counts, self.partition, module, named, last, error)
+        agreed = self.processes.agree(
+            counts, self.partition, module, named, last, self._failure.error
+        )
         if self.processes.sharded:  # then all processes have the same tasks
             self._probe(module, named, losses)
         return losses, penalty, agreed
@@ -350,8 +351,7 @@ def lines_1_to_6(
         measured of the clean ones, if anything.
     """
     # Lines 1 to 3: the gradients of every task, where the parameters are.
-    with statistics_put_back(blocks.module):  # a checkpointed part runs again in backward
-        clean = task_gradients(losses, blocks, here and not ascends_together(blocks, sharpness))
+    clean = task_gradients(losses, blocks, here and not ascends_together(blocks, sharpness))
     for task, loss in losses.items():
         losses[task] = loss.detach()  # the graph goes
     if here and sharpness is None:
@@ -363,8 +363,7 @@ def lines_1_to_6(
     # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
     second = clean
     if sharpness is not None:
-        with passes.repeating():
-            second = sam_gradients(clean, ascent, measures, blocks, passes, sharpness, here)
+        second = sam_gradients(clean, ascent, measures, blocks, passes, sharpness, here)
     return clean, second, measures
 
 
@@ -408,9 +407,8 @@ def lines_7_to_10(
     # Line 10: hand the gradients of the shared parameters and of the heads to the optimizer.
     if blocks.processes.size > 1:
         losses = means_of(losses, blocks.tasks, measures.losses)
-    loss, untouched = surrogate(
-        losses, blocks, measures.reached, direction, second.heads, weights, of_penalty
-    )
+    of_shared = shared_gradients(direction, measures.reached, blocks)
+    loss, untouched = surrogate(losses, blocks, of_shared, second.heads, weights, of_penalty)
     return StepResult(
         loss=loss,
         losses=losses,
@@ -428,9 +426,10 @@ def _of_penalty(
     """The gradient of what belongs to no task, taken while the graph is there."""
     if penalty is None:
         return {}
-    with statistics_put_back(blocks.module):
+    found: dict[Tensor, Tensor] = {}
+    with blocks.failure.kept(), statistics_put_back(blocks.module):
         found = penalty_gradients(penalty, blocks, partition)
-    check_penalty(penalty, found, blocks.processes, scaled=scale is not None)
+    check_penalty(penalty, found, blocks.processes, blocks.failure, scaled=scale is not None)
     return found
 
 
@@ -453,11 +452,13 @@ def _blocks(setting: Setting, passes: Passes, sharpness: Sharpness | None) -> Bl
     if setting.partition.hides:
         return BackwardBlocks(setting)
     blocks = Blocks(setting)
-    if passes.features is None or not blocks.shared.params:
+    if not passes.at_features or not blocks.shared.params:
         return blocks
     if sharpness is not None:
         raise ValueError(
             "TaskSAM perturbs parameters and needs `gradients='parameters'`, got 'features'. "
             "Remove one of the two."
         )
-    return FeatureBlocks(setting, passes.features)
+    with setting.failure.kept():
+        return FeatureBlocks(setting, passes.features)
+    return FeatureBlocks(setting, None)  # like a process that has no features to send

@@ -15,6 +15,9 @@ from lightning_flatmtl.engine.processes import Agreement, ProcessError, Processe
 
 __all__ = ["DataParallel", "Sharded", "Together", "synchronised_layers", "waiting_layers"]
 
+_MOMENT = timedelta(seconds=5)
+"""How long a process that has failed waits for others that may not come."""
+
 
 class Together(Processes):
     """What the processes of a group of :mod:`torch.distributed` agree on and sum, in common.
@@ -31,6 +34,7 @@ class Together(Processes):
         self.rank = dist.get_rank()
         self._tasks: list[str] = []
         self._changes = -1
+        self._layers_wait = False
         # A few numbers a step on the host: neither the device nor its queue is disturbed.
         self._host: Any = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
 
@@ -42,6 +46,7 @@ class Together(Processes):
     ) -> None:
         """See :meth:`Processes.check_plan`; one exchange, for models with such layers only."""
         layers = waiting_layers(module)
+        self._layers_wait = bool(layers)
         if not layers or (plan is None and error is None):
             return  # an error comes again in the clean pass, and is told then
         answers = self.everyones((plan, self._reason(error)))
@@ -76,10 +81,10 @@ class Together(Processes):
     ) -> Agreement:
         """See :meth:`Processes.agree`."""
         news = partition.changes != self._changes or any(t not in self._tasks for t in counts)
-        sums = self._sum_up(counts, [news, last, error is not None, not counts])
+        sums = self._sum_up(counts, [news, last, error is not None, not counts], error)
         any_news, finished, failed, empty = sums[-4:]
         if failed:
-            self._end_all(error)
+            self.end(error)
         if finished not in (0, self.size):
             raise ProcessError(
                 f"Expected all {self.size} processes to have the same number of batches, got "
@@ -97,13 +102,34 @@ class Together(Processes):
         samples = {task: n for task, n in totals.items() if n > 0}
         return Agreement({t: counts.get(t, 0.0) / n for t, n in samples.items()}, samples)
 
-    def _sum_up(self, counts: Mapping[str, float], flags: Sequence[bool]) -> list[float]:
+    def _sum_up(
+        self,
+        counts: Mapping[str, float],
+        flags: Sequence[bool],
+        error: Exception | None = None,
+    ) -> list[float]:
         """Samples by task, processes by task, and processes by flag."""
         mine = [float(counts.get(task, 0.0)) for task in self._tasks]
         vector = [*mine, *(float(n > 0) for n in mine), *(float(flag) for flag in flags)]
-        return self.sum_on_host(torch.tensor(vector, dtype=torch.float64)).tolist()
+        return self._sum_or_raise(torch.tensor(vector, dtype=torch.float64), error).tolist()
 
-    def _end_all(self, error: Exception | None) -> None:
+    def _sum_or_raise(self, numbers: Tensor, error: Exception | None) -> Tensor:
+        """The sum on the host, for which one that has failed does not wait long.
+
+        Where layers wait for the other processes these may be in one of them, and will not come
+        before this process ends.
+        """
+        if error is None or not self._layers_wait:
+            return self.sum_on_host(numbers)
+        work = dist.all_reduce(numbers, group=self._host, async_op=True)
+        try:
+            work.wait(_MOMENT)
+        except RuntimeError:
+            raise error from None
+        return numbers
+
+    def end(self, error: Exception | None) -> None:
+        """See :meth:`Processes.end`."""
         self._refuse_failed(error, self.everyones(self._reason(error)))
 
     def _reason(self, error: Exception | None) -> str | None:
@@ -123,10 +149,12 @@ class Together(Processes):
         partition: Partition,
         named: Mapping[str, nn.Parameter],
     ) -> None:
-        everyones = self.everyones((list(counts), partition.state_dict(named)))
-        for tasks, _ in everyones:
+        found = list(counts), partition.state_dict(named), partition.hides
+        everyones = self.everyones(found)
+        for tasks, _, _ in everyones:
             self._tasks += [task for task in tasks if task not in self._tasks]
-        partition.merge([state for _, state in everyones], named)
+        partition.merge([state for _, state, _ in everyones], named)
+        partition.hides = any(hides for _, _, hides in everyones)
         self._changes = partition.changes
 
     def everyones(self, value: Any) -> list[Any]:
@@ -156,9 +184,9 @@ class Together(Processes):
         sums = [float(losses[t]) * c if c else 0.0 for t, c in zip(self._tasks, n, strict=True)]
         failed = float(error is not None)
         mine = torch.tensor([[*sums, failed], [*n, 0.0]], dtype=torch.float64)
-        summed = self.sum_on_host(mine)
+        summed = self._sum_or_raise(mine, error)
         if summed[0, -1] > 0:
-            self._end_all(error)
+            self.end(error)
         both = summed[:, :-1]
         means = dict(zip(self._tasks, (both[0] / both[1]).unbind(), strict=True))
         return {task: mean for task, mean in means.items() if not mean.isnan()}
@@ -269,11 +297,17 @@ class _SharedRowSums(RowSums):
         super().__init__(rows)
         self._shards = rows.new_empty(len(rows), rows.shape[1] // size)
         self._sent: list[Any] = []
+        self._next = 0
         self._fetched: _Fetched | None = None
         self._buffers: Sequence[Tensor] = ()
 
     def send(self, i: int) -> None:
+        self._next = i + 1
         self._sent.append(dist.reduce_scatter_tensor(self._shards[i], self.rows[i], async_op=True))
+
+    def complete(self) -> None:
+        for i in range(self._next, len(self.rows)):
+            self.send(i)
 
     def shards(self) -> Tensor:
         for work in self._sent:

@@ -38,7 +38,7 @@ def weighted_sum(
     shares, processes = setting.shares, setting.processes
     values = _values(losses, setting)
     Finite(tuple(shares), scaled=setting.scale is not None)(values, "loss")
-    check_penalty(penalty, {}, processes, scaled=setting.scale is not None)
+    check_penalty(penalty, {}, processes, setting.failure, scaled=setting.scale is not None)
     weights = aggregation.loss_weights(tuple(shares), values)
     refuse_infinite_weights(weights, tuple(shares), aggregation)
     factors = [1.0] * len(shares) if weights is None else weights.tolist()

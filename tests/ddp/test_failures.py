@@ -29,20 +29,41 @@ METHODS: dict[str, Any] = {
 }
 
 
+PASSES: dict[int, int] = {}
+"""The passes of each trap that is armed; an attribute of a module would be put back."""
+
+
 class Trap(nn.Module):
     """Part of a trunk that goes off in one of the passes of the third batch."""
 
     def __init__(self, go_off: Any, at: int) -> None:
         super().__init__()
         self._go_off, self._at = go_off, at
-        self.passes: int | None = None
 
     def forward(self, x: Any) -> Any:
-        if self.passes is not None:
-            self.passes += 1
-            if self.passes == self._at:
+        if id(self) in PASSES:
+            PASSES[id(self)] += 1
+            if PASSES[id(self)] == self._at:
                 self._go_off()
         return x
+
+
+class BackwardTrap(Trap):
+    """The same in one of the backward passes."""
+
+    def forward(self, x: Any) -> Any:
+        return _Passed.apply(x, super().forward) if id(self) in PASSES else x
+
+
+class _Passed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Any, passed: Any) -> Any:
+        ctx.passed = passed
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return ctx.passed(gradients[0]), None
 
 
 class Arm(pl.Callback):
@@ -51,7 +72,7 @@ class Arm(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         for trap in pl_module.modules():
             if isinstance(trap, Trap) and batch_idx == 2:
-                trap.passes = 0
+                PASSES[id(trap)] = 0
 
 
 def stumble() -> None:
@@ -69,6 +90,13 @@ def trapped(
     action = go_off if place.rank == place.size - 1 else lambda: None
     net = {"make_trunk": lambda: trunk(Trap(action, at))}
     return train(place, host, method, batches(6), net=net, more=[Arm()])
+
+
+def in_between(place: Place, host: str, trap: type[Trap], at: int) -> Any:
+    """The last process steps into a trap after the processes have agreed on the tasks."""
+    action = stumble if place.rank == place.size - 1 else lambda: None
+    net = {"make_trunk": lambda: trunk(trap(action, at))}
+    return train(place, host, METHODS["F-CAGrad"], batches(4), net=net, more=[Arm()])
 
 
 def fewer(place: Place, host: str, method: Any) -> Any:
@@ -139,6 +167,16 @@ case(
     lambda place: caught(partial(trapped, place, "taken over", stumble, METHODS["FAMO"], at=2)),
     sizes=(2,),
 )
+IN_BETWEEN: dict[str, Any] = {"first": (BackwardTrap, 2), "second": (Trap, 3)}
+for _host in HOSTS:
+    for _name, (_trap, _at) in IN_BETWEEN.items():
+        case(
+            f"failures/{_name}/{_host}",
+            lambda place, host=_host, trap=_trap, at=_at: caught(
+                partial(in_between, place, host, trap, at)
+            ),
+            sizes=(2,),
+        )
 for _host in HOSTS:
     case(
         f"failures/unregistered/{_host}",
@@ -190,6 +228,15 @@ def test_an_error_of_looking_again_is_told_of(runs: Any, name: str) -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("name", IN_BETWEEN)
+def test_an_error_between_two_exchanges_is_told_to_all(runs: Any, host: str, name: str) -> None:
+    (kind, words), (own, own_words) = runs(2, f"failures/{name}/{host}")
+    assert (own, own_words) == ("LookupError", "the third page is missing")
+    assert kind == "ProcessError"
+    assert "process 1: LookupError: the third page is missing" in words
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_what_only_the_optimizer_knows_is_refused(runs: Any, host: str) -> None:
     for kind, words in runs(2, f"failures/unregistered/{host}"):
         assert kind == "ValueError"
@@ -210,6 +257,13 @@ def raising_taken_over(place: Place) -> Any:
 
 def raising_in_the_second_pass(place: Place) -> Any:
     return trapped(place, "module", stumble, at=2)
+
+
+def raising_before_a_layer_that_waits(place: Place) -> Any:
+    action = stumble if place.rank == place.size - 1 else lambda: None
+    net = {"make_trunk": lambda: trunk(Trap(action, 1), batch_norm(place)(5))}
+    with patch.object(DistributedDataParallel, "_passing_sync_batchnorm_handle"):
+        return train(place, "taken over", METHODS["F-CAGrad"], batches(6), net=net, more=[Arm()])
 
 
 def dying(place: Place) -> Any:
@@ -237,6 +291,13 @@ def test_processes_that_raise(job: str, tmp_path: Any) -> None:
 
 def test_a_process_that_raises_in_the_second_pass(tmp_path: Any) -> None:
     other, raised = ended("raising_in_the_second_pass", tmp_path)
+    assert "LookupError: the third page is missing" in raised.output
+    assert "This is a second pass" in raised.output
+    assert "process 1: LookupError: the third page is missing" in other.output.replace("\n", " ")
+
+
+def test_nobody_waits_in_a_layer_for_a_process_that_has_failed(tmp_path: Any) -> None:
+    other, raised = ended("raising_before_a_layer_that_waits", tmp_path)
     assert "LookupError: the third page is missing" in raised.output
     assert "Error" in other.output
 
