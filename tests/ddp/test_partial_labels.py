@@ -111,6 +111,34 @@ case(
 )
 
 
+AT_FEATURES = [("CAGrad", 0), ("CAGrad", 1), ("GradNorm", 1)]
+for _method, _keys in AT_FEATURES:
+    case(
+        f"labels/features/{_method}/{_keys}",
+        partial(
+            train,
+            host="module",
+            method=METHODS[_method],
+            whole=sparse(),
+            keys=bool(_keys),
+            net={"optimizer": adamw, "make_trunk": Spare, "gradients": "features"},
+        ),
+    )
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize(("name", "keys"), AT_FEATURES)
+def test_gradients_at_the_features(runs: Any, name: str, keys: int, size: int) -> None:
+    (one,) = runs(1, f"labels/features/{name}/{keys}")
+    first, *_ = several = runs(size, f"labels/features/{name}/{keys}")
+    assert deviation(one["params"], one["start"]) > 1e-3
+    for run in several:
+        assert run["steps"] == one["steps"]
+        assert deviation(run["params"], one["params"]) < TOLERANCE
+        assert run["diary"]["hashes"] == first["diary"]["hashes"]
+        assert run["diary"]["moved"] == one["diary"]["moved"]
+
+
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_step_that_returns_nothing(runs: Any, size: int) -> None:
     (one,) = runs(1, _name("taken over", "F-CAGrad", "sparse", 1, 1))
