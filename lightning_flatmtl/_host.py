@@ -19,6 +19,7 @@ from lightning_flatmtl.engine.together import DataParallel, Sharded
 
 __all__ = [
     "Host",
+    "accumulates",
     "aggregator_of",
     "loss_scale",
     "optimized",
@@ -64,6 +65,13 @@ def aggregator_of(trainer: Trainer) -> Any:
 def sharpness_of(trainer: Trainer) -> Sharpness | None:
     """The settings of the TaskSAM among the Trainer's callbacks, ``None`` if there is none."""
     return next((c.sharpness for c in _of_role(trainer, "TaskSAM")), None)
+
+
+def accumulates(aggregator: Any, sharpness: Sharpness | None) -> bool:
+    """Whether batches are accumulated task by task, or summed up as in plain training."""
+    if sharpness is not None and sharpness.active:
+        return True
+    return aggregator is not None and not aggregator.is_plain_sum
 
 
 def loss_scale(trainer: Trainer, module: LightningModule) -> Tensor | None:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from lightning_flatmtl._batches import batch_size, is_pair, per_task, target_names
 from lightning_flatmtl._host import (
     Host,
+    accumulates,
     aggregator_of,
     loss_scale,
     optimized,
@@ -312,8 +313,9 @@ class MultiTaskModule(LightningModule, Host):
             )
         self._manual.optimize(self, result, batch_idx, accumulated=self._accumulates)
         self.last_step = None if result is None else result.detached()
-        if result is None:
+        if result is None or result.skipped:
             self.watch.skip()
+        if result is None:
             return None
         if self.aggregator is not None and not self.tasks:
             self.aggregator.note_tasks(result.losses, whole=last)
@@ -459,7 +461,7 @@ class MultiTaskModule(LightningModule, Host):
     @property
     def _accumulates(self) -> bool:
         """Whether task gradients are accumulated, or the plain sum as in any training."""
-        return self.aggregator is not None or self._runs_again
+        return accumulates(self.aggregator, self.sharpness)
 
     @property
     def _runs_again(self) -> bool:

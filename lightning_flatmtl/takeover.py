@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from lightning_flatmtl._compile import SeveralBackwards
 from lightning_flatmtl._host import (
+    accumulates,
     aggregator_of,
     loss_scale,
     optimized,
@@ -135,11 +136,10 @@ class TakeOver:
         waits = result is not None and result.loss is None  # for the rest of its update
         self._step_untouched = None if waits else () if result is None else result.untouched
         self.last_step = None if result is None else result.detached()
-        if result is None and self.engine.processes.size > 1:
-            return self._nothing()
-        if result is None:
+        if result is None or result.skipped:
             self.watch.skip()
-            return None
+        if result is None:
+            return self._nothing() if self.engine.processes.size > 1 else None
         if self.aggregator is not None:
             self.aggregator.note_tasks(result.losses, whole=self._trainer.is_last_batch)
         self.watch.after_step(result, self.engine.partition, self._module, self.sharpness)
@@ -187,9 +187,8 @@ class TakeOver:
     @property
     def _share(self) -> int:
         """How many batches the engine makes one update of; fewer at the end of an epoch."""
-        active = self.sharpness is not None and self.sharpness.active
-        method = self.aggregator is not None or active
-        return self._trainer.accumulate_grad_batches if method else 1
+        by_task = accumulates(self.aggregator, self.sharpness)
+        return self._trainer.accumulate_grad_batches if by_task else 1
 
     @property
     def _ready(self) -> int:
@@ -247,7 +246,6 @@ class TakeOver:
 
         Lightning sums up accumulated gradients with the last batch of a group only.
         """
-        self.watch.skip()
         params = [p for p in self._module.parameters() if p.requires_grad]
         self._step_untouched = params
         zero = torch.zeros((), device=self._module.device)

@@ -41,7 +41,6 @@ TOLERANCE = 1e-10
 SHARE = 3
 HERE = Place(0, 1, Path())
 METHODS: dict[str, Callable[[], list[pl.Callback]]] = {
-    "LinearScalarization": lambda: [LinearScalarization()],
     "MGDA": lambda: [MGDA()],
     "PCGrad": lambda: [PCGrad(seed=7)],
     "CAGrad": lambda: [CAGrad(0.5)],
@@ -127,7 +126,7 @@ def test_a_short_last_group_is_divided_by_the_full_number(host: str, left: int) 
 
 
 @pytest.mark.parametrize("host", HOSTS)
-@pytest.mark.parametrize("name", ["MGDA", "CAGrad", "UPGrad", "LinearScalarization"])
+@pytest.mark.parametrize("name", ["MGDA", "CAGrad", "UPGrad", "GradNorm"])
 def test_loaders_that_bring_one_task_at_a_time(host: str, name: str) -> None:
     """The tasks of a batch in three batches, each with the labels of one."""
 
@@ -139,6 +138,17 @@ def test_loaders_that_bring_one_task_at_a_time(host: str, name: str) -> None:
     large = run(host, METHODS[name], items, 1)
     small = run(host, METHODS[name], [part for batch in items for part in apart(batch)], SHARE)
     assert small["steps"] == large["steps"]
+    assert deviation(small["params"], large["params"]) < TOLERANCE
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_plain_sum_is_accumulated_as_in_plain_training(host: str) -> None:
+    """One backward pass for all tasks; with all labels it is one large batch, too."""
+    large = run(host, lambda: [LinearScalarization()], whole_batches(2), 1)
+    results = Results()
+    items = thirds(whole_batches(2))
+    small = run(host, lambda: [LinearScalarization()], items, SHARE, more=[results])
+    assert all(result.gram is None for result in results.found)
     assert deviation(small["params"], large["params"]) < TOLERANCE
 
 

@@ -90,6 +90,14 @@ class Aggregator(MethodCallback, ABC):
         return True
 
     @property
+    def is_plain_sum(self) -> bool:
+        """Whether the losses are added with weights that never change, as in plain training.
+
+        Then accumulated batches are added up as plain training does it: no task by itself.
+        """
+        return False
+
+    @property
     def looks_again(self) -> bool:
         """Whether the method asks for the losses of a batch again after the step."""
         return False

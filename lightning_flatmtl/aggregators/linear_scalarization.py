@@ -35,6 +35,11 @@ class LinearScalarization(LossWeighting):
         self.weights = weights
         self._weights = Preference(weights, "weights")
 
+    @property
+    @override
+    def is_plain_sum(self) -> bool:
+        return True
+
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor | None:
         return self._weights.of(tasks)

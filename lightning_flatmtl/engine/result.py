@@ -26,6 +26,8 @@ class StepResult:
             so that the scaler skips the step.
         untouched: Parameters that no process's losses reach: with several processes they get
             gradients of zero, which the host takes away again after the backward pass.
+        skipped: Whether no process had a loss of the batch at hand: the update is that of batches
+            before it.
         zero: Tasks whose loss is exactly zero, and whose gradient is, where it is known.
         penalty: What was added to the losses and belongs to no task, detached; ``None`` without.
     """
@@ -39,6 +41,7 @@ class StepResult:
     untouched: Sequence[Tensor] = ()
     penalty: Tensor | None = None
     zero: tuple[str, ...] = ()
+    skipped: bool = False
 
     @property
     def total(self) -> Tensor:

@@ -163,7 +163,8 @@ class MultiTaskStep:
                 self._accumulate(losses, setting, agreed.samples, passes, sharpness, penalty)
             if not place.last:
                 return StepResult(None, losses, penalty=None if penalty is None else penalty.value)
-            return self._update_of_all(setting, passes, aggregation, sharpness, penalty)
+            result = self._update_of_all(setting, passes, aggregation, sharpness, penalty)
+            return replace(result, skipped=not agreed.shares)
         except ScaledOverflowError as overflow:
             return to_be_skipped(losses, setting, passes.features, str(overflow))
 
