@@ -1,5 +1,6 @@
 """An error between two exchanges: all processes raise in the same step, and none is out of step."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass
@@ -208,6 +209,7 @@ class Model(nn.Module):
 def all_of_them(place: Place) -> dict[Scenario, tuple[Caught, bool]]:
     """For each scenario the error, and whether the next step is as if there had been none."""
     if not dist.is_initialized():
+        os.environ["WORLD_SIZE"] = str(place.size)  # a Trainer takes it away after a fit
         dist.init_process_group("gloo", timeout=PATIENCE)
     processes = DataParallel(PATIENCE.total_seconds())
     found = {}
