@@ -31,6 +31,7 @@ def weighted_rows(
     rows: Tensor | None = None,
     onto: Tensor | None = None,
     gain: float = 1.0,
+    empty: bool = False,
 ) -> Tensor:
     """``gain * weights @ rows`` in the precision of the rows, whatever autocast says.
 
@@ -45,6 +46,7 @@ def weighted_rows(
         rows: Shape ``[m, d]``; those of ``part`` by default, or a process's share of them.
         onto: A vector ``[d]`` to add the result to, in place; a new one by default.
         gain: A common factor, so that the mean over processes is right.
+        empty: Whether what ``onto`` holds is undefined, so that the result takes its place.
 
     Raises:
         NonFiniteError: If the sum is beyond the range of the rows; the message names the method and
@@ -61,12 +63,14 @@ def weighted_rows(
     weights = weights * gain
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         if narrow != torch.float64 and not _is_plain(weights, total * abs(gain), length):
-            target = torch.zeros_like(rows[0]) if onto is None else onto
+            target = torch.empty_like(rows[0]) if onto is None else onto
+            if onto is None or empty:
+                target.zero_()
             return _add_carefully(weights, rows, target)
         plain = weights.to(rows.device, narrow)
         if onto is None:
             return torch.mv(rows.T.to(narrow), plain).to(rows.dtype)
-        return onto.addmv_(rows.T, plain)
+        return onto.addmv_(rows.T, plain, beta=0.0 if empty else 1.0)
 
 
 def _length(weights: Tensor, gram: Tensor, total: float) -> float:

@@ -70,11 +70,20 @@ def aggregate_onto(
     gradients: Gradients,
     aggregation: Aggregation,
     blocks: Blocks,
+    empty: bool = False,
 ) -> None:
     """Add the direction of one part to ``direction``, or this process's share of it.
 
     The mean of what all processes add is the direction: that is what the backward pass of
     data-parallel training makes of it.
+
+    Args:
+        direction: Shape ``[width]``.
+        part: What the aggregator is shown.
+        gradients: The rows of this process.
+        aggregation: The aggregator.
+        blocks: The parameters.
+        empty: Whether what ``direction`` holds is undefined and stands for zeros.
 
     Raises:
         ValueError: If the aggregator looks at more than the processes can bring together.
@@ -102,6 +111,8 @@ def aggregate_onto(
         infinite, failed = processes.sum_on_host(mine).tolist()
         blocks.failure.tell(failed)
         refuse_infinite_direction(not infinite, part, aggregation)
+        if empty:
+            direction.zero_()
         direction[kept] += found
         return
     if sees == "matrix" and processes.size > 1:
@@ -109,12 +120,13 @@ def aggregate_onto(
     part = replace(part, jacobian=part.jacobian[:, :columns])
     weights = aggregation.row_weights(part)
     if weights is not None:
-        weighted_rows(
-            weights, part, aggregation, gradients.shared, onto=direction, gain=processes.gain
-        )
+        rows, gain = gradients.shared, processes.gain
+        weighted_rows(weights, part, aggregation, rows, onto=direction, gain=gain, empty=empty)
     else:
         found = aggregation.aggregate(part)
         refuse_infinite_direction(bool(found.isfinite().all()), part, aggregation)
+        if empty:
+            direction.zero_()
         direction[:columns] += found
 
 

@@ -401,9 +401,9 @@ def lines_7_to_10(
     weights = aggregation.loss_weights(blocks.tasks, measures.losses)
     refuse_infinite_weights(weights, blocks.tasks, aggregation)
     parts = parts_of(clean, second, second_gram, measures, blocks, sharpness, weights)
-    direction = blocks.row("direction").zero_()
-    for part, rows in parts if blocks.shared.params else ():
-        aggregate_onto(direction, part, rows, aggregation, blocks)
+    direction = blocks.row("direction")
+    for i, (part, rows) in enumerate(parts if blocks.shared.params else ()):
+        aggregate_onto(direction, part, rows, aggregation, blocks, empty=i == 0)
 
     # Line 10: hand the gradients of the shared parameters and of the heads to the optimizer.
     if blocks.processes.size > 1:

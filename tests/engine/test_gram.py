@@ -8,7 +8,9 @@ from lightning_flatmtl.engine.gram import squared_norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
-@pytest.mark.parametrize("shape", [(1, 1), (2, 70_001), (5, 200_000), (40, 3), (130, 4_000)])
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (2, 70_001), (5, 200_000), (40, 3), (130, 4_000), (170, 2_500)]
+)
 def test_equals_the_product_of_widened_rows(dtype: torch.dtype, shape: tuple[int, int]) -> None:
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     wide = rows.double()
@@ -18,6 +20,20 @@ def test_equals_the_product_of_widened_rows(dtype: torch.dtype, shape: tuple[int
 def test_is_exact_where_float32_is_not() -> None:
     rows = torch.tensor([[1e4, 1.0, -1e4], [1e4, 1.0, 1e4]])
     assert gram_matrix(rows)[0, 1].item() == 1.0
+
+
+@pytest.mark.parametrize("m", [2, 170])
+def test_nearly_parallel_rows_keep_what_sets_them_apart(m: int) -> None:
+    generator = torch.Generator().manual_seed(2)
+    noise = 1e-5 * torch.randn(m, 20_000, generator=generator)
+    rows = torch.randn(1, 20_000, generator=generator) + noise
+    gram = gram_matrix(rows)
+    assert torch.equal(gram, gram.T)
+    # |a - b|^2 = <a, a> + <b, b> - 2 <a, b>, about 4e-6: below the rounding of 2e4 in 32 bits.
+    apart = gram.diagonal() + gram.diagonal()[:, None] - 2 * gram
+    for i in (0, m // 2, m - 1):
+        expected = (rows[i].double() - rows.double()).square().sum(1)
+        torch.testing.assert_close(apart[i], expected, rtol=0, atol=1e-9)
 
 
 def test_ignores_autocast() -> None:
