@@ -12,7 +12,7 @@ import lightning_flatmtl.aggregators
 import lightning_flatmtl.data
 import lightning_flatmtl.metrics
 import lightning_flatmtl.models  # noqa: F401
-from lightning_flatmtl._cli_errors import (
+from lightning_flatmtl.hosting.cli_errors import (
     BriefParser,
     in_full,
     is_about_settings,

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from lightning_flatmtl._batches import batch_size, is_pair, per_task, target_names
-from lightning_flatmtl._host import (
+from lightning_flatmtl.hosting.batches import batch_size, is_pair, per_task, target_names
+from lightning_flatmtl.hosting.trainer import (
     Host,
     accumulates,
     aggregator_of,
@@ -22,14 +22,14 @@ from lightning_flatmtl._host import (
     processes_of,
     sharpness_of,
 )
-from lightning_flatmtl._labels import noted_labels, noted_nan
-from lightning_flatmtl._manual import ManualOptimization
-from lightning_flatmtl._muting import metrics_unmoved
-from lightning_flatmtl._names import nearest
-from lightning_flatmtl._reports import EpochReports
-from lightning_flatmtl._schedulers import SchedulerCallable
-from lightning_flatmtl._task_metrics import TaskMetrics, log_name
-from lightning_flatmtl._watch import TrainingWatch
+from lightning_flatmtl.hosting.labels import noted_labels, noted_nan
+from lightning_flatmtl.hosting.manual import ManualOptimization
+from lightning_flatmtl.hosting.muting import metrics_unmoved
+from lightning_flatmtl.hosting.names import nearest
+from lightning_flatmtl.hosting.reports import EpochReports
+from lightning_flatmtl.hosting.schedulers import SchedulerCallable
+from lightning_flatmtl.hosting.task_metrics import TaskMetrics, log_name
+from lightning_flatmtl.hosting.watch import TrainingWatch
 from lightning_flatmtl.aggregators import Aggregator
 from lightning_flatmtl.engine import (
     ComposedPasses,
@@ -39,11 +39,11 @@ from lightning_flatmtl.engine import (
     StepResult,
     WholePasses,
 )
-from lightning_flatmtl.engine.accumulation import ALONE
+from lightning_flatmtl.engine.gradients.accumulation import ALONE
 from lightning_flatmtl.engine.checks import check_scalars
-from lightning_flatmtl.engine.failed import FailedPasses
-from lightning_flatmtl.engine.inputs import Inputs
-from lightning_flatmtl.engine.passes import plain
+from lightning_flatmtl.engine.passes.failed import FailedPasses
+from lightning_flatmtl.engine.passes.inputs import Inputs
+from lightning_flatmtl.engine.passes.base import plain
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.task import Task

@@ -2,7 +2,7 @@
 
 from typing import final
 
-from lightning_flatmtl._method import MethodCallback
+from lightning_flatmtl.hosting.callback import MethodCallback
 from lightning_flatmtl.engine import Arm, Point, Sharpness
 from lightning_flatmtl.engine.sharpness import Perturbation, check_radius
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 from torch.utils import _pytree as pytree
 
-from lightning_flatmtl._compile import SeveralBackwards
-from lightning_flatmtl._host import (
+from lightning_flatmtl.hosting.compiling import SeveralBackwards
+from lightning_flatmtl.hosting.trainer import (
     accumulates,
     aggregator_of,
     loss_scale,
@@ -26,13 +26,13 @@ from lightning_flatmtl._host import (
     sharpness_of,
     warn_of_lost_scale,
 )
-from lightning_flatmtl._muting import metrics_unmoved
-from lightning_flatmtl._untouched import UntouchedGradients
-from lightning_flatmtl._watch import TrainingWatch
+from lightning_flatmtl.hosting.muting import metrics_unmoved
+from lightning_flatmtl.hosting.untouched import UntouchedGradients
+from lightning_flatmtl.hosting.watch import TrainingWatch
 from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses, surrogate_loss
-from lightning_flatmtl.engine.accumulation import ALONE, Place
-from lightning_flatmtl.engine.inputs import Inputs
-from lightning_flatmtl.engine.passes import plain
+from lightning_flatmtl.engine.gradients.accumulation import ALONE, Place
+from lightning_flatmtl.engine.passes.inputs import Inputs
+from lightning_flatmtl.engine.passes.base import plain
 
 __all__ = ["TakeOver", "host_of", "second_pass"]
 

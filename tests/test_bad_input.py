@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from lightning_flatmtl import ClassificationTask, MultiTaskModule, Task, TaskSAM
-from lightning_flatmtl._host import processes_of, refuse_unfit_trainer
+from lightning_flatmtl.hosting.trainer import processes_of, refuse_unfit_trainer
 from lightning_flatmtl.aggregators import (
     IMTL,
     MGDA,
@@ -28,7 +28,7 @@ from lightning_flatmtl.aggregators import (
     PCGrad,
 )
 from lightning_flatmtl.engine import FlatMTLError, NonFiniteError
-from lightning_flatmtl.engine.processes import Alone
+from lightning_flatmtl.engine.processes.base import Alone
 from tests.ddp.net import Batches
 from tests.helpers import Pairs, data, encoder, fit, module, tasks, trainer
 

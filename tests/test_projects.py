@@ -457,7 +457,7 @@ def test_what_an_encoder_leaves_in_the_batch_is_its_heads(point: str) -> None:
 def test_a_large_tensor_changed_in_place_is_refused_by_name(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("lightning_flatmtl.engine.inputs._LARGEST_COPY", 1)
+    monkeypatch.setattr("lightning_flatmtl.engine.passes.inputs._LARGEST_COPY", 1)
     with pytest.raises(FlatMTLError, match=r"`batch\['x'\]`.*in place") as said:
         fit(made("taken over", Scales), METHODS["F-CAGrad"](), loader=batches())
     assert "x = x / 255" in str(said.value)

@@ -33,7 +33,7 @@ from lightning_flatmtl.aggregators import (
     RandomLossWeighting,
     UncertaintyWeighting,
 )
-from lightning_flatmtl.engine.hygiene import RandomTape
+from lightning_flatmtl.engine.passes.state_guards import RandomTape
 from lightning_flatmtl.takeover import TakeOver, host_of, second_pass
 from tests import naive
 from tests.helpers import assert_close, assert_identical, data, fit, module, sgd, trainer

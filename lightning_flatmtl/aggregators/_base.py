@@ -15,16 +15,16 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_flatmtl._host import Host
-from lightning_flatmtl._method import MethodCallback
+from lightning_flatmtl.hosting.trainer import Host
+from lightning_flatmtl.hosting.callback import MethodCallback
 from lightning_flatmtl.aggregators._loaded_tasks import LoadedTasks
 from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
-from lightning_flatmtl.engine.combination import (
+from lightning_flatmtl.engine.gradients.combination import (
     refuse_infinite_direction,
     refuse_infinite_weights,
     weighted_rows,
 )
-from lightning_flatmtl.engine.gradients import Part, Sees
+from lightning_flatmtl.engine.aggregation import Part, Sees
 from lightning_flatmtl.functional._gram import refuse_unreadable
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]

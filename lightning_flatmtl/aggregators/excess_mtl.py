@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.combination import weighted_rows
+from lightning_flatmtl.engine.gradients.combination import weighted_rows
 from lightning_flatmtl.functional import excess_risk, softmax_weights
 
 __all__ = ["ExcessMTL"]

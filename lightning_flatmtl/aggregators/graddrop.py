@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._random import RandomAggregator
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.gradients import Sees
+from lightning_flatmtl.engine.aggregation import Sees
 from lightning_flatmtl.functional import graddrop_direction
 
 __all__ = ["GradDrop"]

@@ -1,14 +1,14 @@
 """Algorithm 1 in pure torch; :mod:`lightning_flatmtl.engine.step` reads like it."""
 
 from lightning_flatmtl.engine.errors import FlatMTLError, NonFiniteError
-from lightning_flatmtl.engine.gradients import Aggregation, Part, SumOfLosses, TaskGradients
-from lightning_flatmtl.engine.gram import gram_matrix
-from lightning_flatmtl.engine.hygiene import RandomTape, frozen_buffers
+from lightning_flatmtl.engine.aggregation import Aggregation, Part, SumOfLosses, TaskGradients
+from lightning_flatmtl.engine.gradients.gram import gram_matrix
+from lightning_flatmtl.engine.passes.state_guards import RandomTape, frozen_buffers
 from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.passes import ComposedPasses, Passes, WholePasses
+from lightning_flatmtl.engine.passes.base import ComposedPasses, Passes, WholePasses
 from lightning_flatmtl.engine.sharpness import Arm, Point, Sharpness
 from lightning_flatmtl.engine.step import MultiTaskStep, StepResult
-from lightning_flatmtl.engine.surrogate import surrogate_loss
+from lightning_flatmtl.engine.gradients.surrogate import surrogate_loss
 
 __all__ = [
     "Aggregation",

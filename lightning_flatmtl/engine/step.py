@@ -6,12 +6,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_flatmtl.engine.accumulation import ALONE, Accumulation, Place
-from lightning_flatmtl.engine.backward import BackwardBlocks, observe_by_backward
-from lightning_flatmtl.engine.blocks import Blocks, Setting
+from lightning_flatmtl.engine.gradients.accumulation import ALONE, Accumulation, Place
+from lightning_flatmtl.engine.parameters.backward import BackwardBlocks, observe_by_backward
+from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
 from lightning_flatmtl.engine.checks import check_graphs
-from lightning_flatmtl.engine.combination import refuse_infinite_weights
-from lightning_flatmtl.engine.directions import (
+from lightning_flatmtl.engine.gradients.combination import refuse_infinite_weights
+from lightning_flatmtl.engine.gradients.directions import (
     aggregate_onto,
     parts_of,
     shared_gradients,
@@ -19,12 +19,12 @@ from lightning_flatmtl.engine.directions import (
     to_be_skipped,
 )
 from lightning_flatmtl.engine.errors import ScaledOverflowError
-from lightning_flatmtl.engine.failure import Failure
-from lightning_flatmtl.engine.features import FeatureBlocks
-from lightning_flatmtl.engine.gradients import Aggregation, SumOfLosses
-from lightning_flatmtl.engine.hygiene import statistics_put_back
-from lightning_flatmtl.engine.jacobian import Gradients, task_gradients
-from lightning_flatmtl.engine.measures import (
+from lightning_flatmtl.engine.processes.failure import Failure
+from lightning_flatmtl.engine.parameters.features import FeatureBlocks
+from lightning_flatmtl.engine.aggregation import Aggregation, SumOfLosses
+from lightning_flatmtl.engine.passes.state_guards import statistics_put_back
+from lightning_flatmtl.engine.gradients.jacobian import Gradients, task_gradients
+from lightning_flatmtl.engine.gradients.measures import (
     Ascent,
     Measures,
     ascends_together,
@@ -32,8 +32,8 @@ from lightning_flatmtl.engine.measures import (
     measure_second,
 )
 from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.passes import Passes
-from lightning_flatmtl.engine.penalty import (
+from lightning_flatmtl.engine.passes.base import Passes
+from lightning_flatmtl.engine.gradients.penalty import (
     PENALTY,
     Penalty,
     check_penalty,
@@ -41,15 +41,15 @@ from lightning_flatmtl.engine.penalty import (
     note_reached,
     penalty_gradients,
 )
-from lightning_flatmtl.engine.perturbation import sam_gradients
-from lightning_flatmtl.engine.processes import Agreement, Alone, Processes
+from lightning_flatmtl.engine.gradients.perturbation import sam_gradients
+from lightning_flatmtl.engine.processes.base import Agreement, Alone, Processes
 from lightning_flatmtl.engine.result import StepResult
-from lightning_flatmtl.engine.sharded import ShardedBlocks, reshard
+from lightning_flatmtl.engine.parameters.sharded import ShardedBlocks, reshard
 from lightning_flatmtl.engine.sharpness import Sharpness
-from lightning_flatmtl.engine.together import synchronised_layers
-from lightning_flatmtl.engine.unregistered import with_unregistered
-from lightning_flatmtl.engine.weighted_sum import means_of, weighted_sum
-from lightning_flatmtl.engine.workspace import Workspace
+from lightning_flatmtl.engine.processes.distributed import synchronised_layers
+from lightning_flatmtl.engine.parameters.unregistered import with_unregistered
+from lightning_flatmtl.engine.gradients.weighted_sum import means_of, weighted_sum
+from lightning_flatmtl.engine.parameters.workspace import Workspace
 
 __all__ = ["MultiTaskStep", "StepResult"]
 
@@ -66,7 +66,7 @@ class MultiTaskStep:
 
     Several batches may make one update: their gradients are accumulated, each task's as the mean
     over its samples, and lines 7 to 10 follow after the last of them, see
-    :class:`~lightning_flatmtl.engine.accumulation.Accumulation`.
+    :class:`~lightning_flatmtl.engine.gradients.accumulation.Accumulation`.
 
     The object keeps what outlives a step: the partition, the memory and what is accumulated.
 

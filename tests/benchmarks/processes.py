@@ -53,7 +53,7 @@ from lightning_flatmtl.engine import (
     TaskGradients,
     surrogate_loss,
 )
-from lightning_flatmtl.engine.together import DataParallel
+from lightning_flatmtl.engine.processes.distributed import DataParallel
 from tests.benchmarks.machine import describe, keep_large_blocks
 from tests.benchmarks.networks import TwoHeads, two_heads
 

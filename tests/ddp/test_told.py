@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_flatmtl.aggregators import CAGrad, ExcessMTL, GradDrop
 from lightning_flatmtl.engine import ComposedPasses, MultiTaskStep, Passes, Sharpness, WholePasses
-from lightning_flatmtl.engine.together import DataParallel
+from lightning_flatmtl.engine.processes.distributed import DataParallel
 from tests.ddp.cases import Caught, case, caught
 from tests.ddp.net import LOSSES, TASKS, Batch, batches, parts, share, trunk
 from tests.ddp.training import PATIENCE, digest

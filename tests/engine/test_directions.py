@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_flatmtl.engine.directions import surrogate
-from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.gradients.directions import surrogate
+from lightning_flatmtl.engine.parameters.flat import Layout
 
 
 class Several:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_flatmtl.engine import gram_matrix
-from lightning_flatmtl.engine.gram import squared_norms
+from lightning_flatmtl.engine.gradients.gram import squared_norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])

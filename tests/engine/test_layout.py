@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_flatmtl.engine.layout import Layout
-from lightning_flatmtl.engine.perturbation import moved
-from lightning_flatmtl.engine.radius import Move
+from lightning_flatmtl.engine.parameters.flat import Layout
+from lightning_flatmtl.engine.gradients.perturbation import moved
+from lightning_flatmtl.engine.gradients.radius import Move
 
 
 def params() -> list[nn.Parameter]:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from lightning_flatmtl import TaskSAM
 from lightning_flatmtl.aggregators import CAGrad
-from lightning_flatmtl.engine.gram import squared_norms
-from lightning_flatmtl.engine.layout import Layout
-from lightning_flatmtl.engine.radius import move_along
+from lightning_flatmtl.engine.gradients.gram import squared_norms
+from lightning_flatmtl.engine.parameters.flat import Layout
+from lightning_flatmtl.engine.gradients.radius import move_along
 from lightning_flatmtl.takeover import second_pass
 from tests.helpers import data, fit
 from tests.hosts import HOSTS, single, smooth_trunk, values

@@ -7,9 +7,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
-from lightning_flatmtl.engine.backward import BackwardBlocks, local_part
-from lightning_flatmtl.engine.blocks import Setting
-from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.parameters.backward import BackwardBlocks, local_part
+from lightning_flatmtl.engine.parameters.blocks import Setting
+from lightning_flatmtl.engine.parameters.flat import Layout
 
 __all__ = ["ShardedBlocks", "reshard"]
 

@@ -7,19 +7,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.blocks import Blocks, Setting
-from lightning_flatmtl.engine.combination import (
+from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
+from lightning_flatmtl.engine.gradients.combination import (
     refuse_infinite_direction,
     scaled,
     weighted_rows,
 )
-from lightning_flatmtl.engine.gradients import Aggregation, Part, TaskGradients
-from lightning_flatmtl.engine.jacobian import Gradients
-from lightning_flatmtl.engine.measures import Measures
-from lightning_flatmtl.engine.penalty import add_penalty
+from lightning_flatmtl.engine.aggregation import Aggregation, Part, TaskGradients
+from lightning_flatmtl.engine.gradients.jacobian import Gradients
+from lightning_flatmtl.engine.gradients.measures import Measures
+from lightning_flatmtl.engine.gradients.penalty import add_penalty
 from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.sharpness import Sharpness
-from lightning_flatmtl.engine.surrogate import surrogate_loss
+from lightning_flatmtl.engine.gradients.surrogate import surrogate_loss
 
 __all__ = ["aggregate_onto", "parts_of", "shared_gradients", "surrogate", "to_be_skipped"]
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_flatmtl.engine.autocast import outside_autocast
-from lightning_flatmtl.engine.failure import Failure
-from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.processes.failure import Failure
+from lightning_flatmtl.engine.parameters.flat import Layout
 from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.processes import Processes, RowSums
-from lightning_flatmtl.engine.workspace import Workspace
+from lightning_flatmtl.engine.processes.base import Processes, RowSums
+from lightning_flatmtl.engine.parameters.workspace import Workspace
 
 __all__ = ["Blocks", "Setting", "share_of", "unscaled"]
 

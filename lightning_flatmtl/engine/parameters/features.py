@@ -7,10 +7,10 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.engine.autocast import outside_autocast
-from lightning_flatmtl.engine.blocks import Blocks, Setting, unscaled
-from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting, unscaled
+from lightning_flatmtl.engine.parameters.flat import Layout
 from lightning_flatmtl.engine.partition import reached_parameters
-from lightning_flatmtl.engine.processes import RowSums
+from lightning_flatmtl.engine.processes.base import RowSums
 
 __all__ = ["FeatureBlocks"]
 

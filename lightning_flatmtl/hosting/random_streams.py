@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from lightning_flatmtl.engine.processes import Processes
+from lightning_flatmtl.engine.processes.base import Processes
 
 __all__ = ["RandomStreams"]
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.processes import Agreement, ProcessError, Processes, RowSums
+from lightning_flatmtl.engine.processes.base import Agreement, ProcessError, Processes, RowSums
 
 __all__ = ["DataParallel", "Sharded", "Together", "synchronised_layers", "waiting_layers"]
 

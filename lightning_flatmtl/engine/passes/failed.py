@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_flatmtl.engine.passes import Passes
+from lightning_flatmtl.engine.passes.base import Passes
 
 __all__ = ["FailedPasses"]
 

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, cast
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_flatmtl._compile import CompiledParts, SeveralBackwards
-from lightning_flatmtl._host import (
+from lightning_flatmtl.hosting.compiling import CompiledParts, SeveralBackwards
+from lightning_flatmtl.hosting.trainer import (
     refuse_unfit_gradients,
     refuse_unfit_trainer,
     warn_of_lost_scale,
 )
-from lightning_flatmtl._random_streams import RandomStreams
+from lightning_flatmtl.hosting.random_streams import RandomStreams
 
 if TYPE_CHECKING:
     from lightning_flatmtl.module import MultiTaskModule

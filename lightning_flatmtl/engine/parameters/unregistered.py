@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lightning_flatmtl.engine.processes import Processes
+from lightning_flatmtl.engine.processes.base import Processes
 
 __all__ = ["with_unregistered"]
 

@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_flatmtl.engine import Sharpness
-from lightning_flatmtl.engine.processes import Alone, Processes
-from lightning_flatmtl.engine.together import DataParallel, Sharded
+from lightning_flatmtl.engine.processes.base import Alone, Processes
+from lightning_flatmtl.engine.processes.distributed import DataParallel, Sharded
 
 __all__ = [
     "Host",

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from lightning_flatmtl.engine.inputs import is_library_object
+from lightning_flatmtl.engine.passes.inputs import is_library_object
 
 __all__ = ["AttributeSnapshot"]
 

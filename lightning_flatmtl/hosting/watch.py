@@ -7,7 +7,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_flatmtl._names import nearest
+from lightning_flatmtl.hosting.names import nearest
 from lightning_flatmtl.engine import Partition, Sharpness, StepResult
 from lightning_flatmtl.functional._convergence import not_converged
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.blocks import Blocks
-from lightning_flatmtl.engine.jacobian import Gradients
-from lightning_flatmtl.engine.layout import Layout
-from lightning_flatmtl.engine.measures import Ascent, Measures
-from lightning_flatmtl.engine.passes import Passes
-from lightning_flatmtl.engine.radius import Move, move_along
+from lightning_flatmtl.engine.parameters.blocks import Blocks
+from lightning_flatmtl.engine.gradients.jacobian import Gradients
+from lightning_flatmtl.engine.parameters.flat import Layout
+from lightning_flatmtl.engine.gradients.measures import Ascent, Measures
+from lightning_flatmtl.engine.passes.base import Passes
+from lightning_flatmtl.engine.gradients.radius import Move, move_along
 from lightning_flatmtl.engine.sharpness import Sharpness
 
 __all__ = ["moved", "sam_gradients"]

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_flatmtl.engine.errors import NonFiniteError
-from lightning_flatmtl.engine.gradients import TaskGradients
-from lightning_flatmtl.engine.gram import column_blocks, wide_type
+from lightning_flatmtl.engine.aggregation import TaskGradients
+from lightning_flatmtl.engine.gradients.gram import column_blocks, wide_type
 
 __all__ = [
     "bounded_factor",

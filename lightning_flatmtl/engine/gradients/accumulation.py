@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.blocks import Blocks
-from lightning_flatmtl.engine.gram import wide_type
-from lightning_flatmtl.engine.jacobian import Gradients
-from lightning_flatmtl.engine.layout import Layout
+from lightning_flatmtl.engine.parameters.blocks import Blocks
+from lightning_flatmtl.engine.gradients.gram import wide_type
+from lightning_flatmtl.engine.gradients.jacobian import Gradients
+from lightning_flatmtl.engine.parameters.flat import Layout
 
 __all__ = ["ALONE", "Accumulation", "Place"]
 

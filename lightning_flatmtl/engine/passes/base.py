@@ -17,14 +17,14 @@ from torch.utils import _pytree as pytree
 from typing_extensions import override
 
 from lightning_flatmtl.engine.errors import FlatMTLError
-from lightning_flatmtl.engine.hygiene import (
+from lightning_flatmtl.engine.passes.state_guards import (
     ModuleSnapshot,
     RandomTape,
     frozen_module,
     frozen_parameters_unmoved,
     noted_as_second_pass,
 )
-from lightning_flatmtl.engine.inputs import Inputs
+from lightning_flatmtl.engine.passes.inputs import Inputs
 from lightning_flatmtl.engine.partition import reached_parameters
 
 __all__ = ["ComposedPasses", "Passes", "WholePasses", "plain"]

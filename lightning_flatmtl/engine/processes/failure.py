@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from lightning_flatmtl.engine.processes import Processes
-from lightning_flatmtl.engine.together import waiting_layers
+from lightning_flatmtl.engine.processes.base import Processes
+from lightning_flatmtl.engine.processes.distributed import waiting_layers
 
 __all__ = ["Failure"]
 

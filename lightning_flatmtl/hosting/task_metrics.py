@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
-from lightning_flatmtl._total import TotalLoss
+from lightning_flatmtl.hosting.total import TotalLoss
 from lightning_flatmtl.task import Task
 
 __all__ = ["TaskMetrics", "log_name"]

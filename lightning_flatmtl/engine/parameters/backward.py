@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from typing_extensions import override
 
 from lightning_flatmtl.engine.autocast import outside_autocast
-from lightning_flatmtl.engine.blocks import Blocks
-from lightning_flatmtl.engine.hygiene import frozen_buffers
+from lightning_flatmtl.engine.parameters.blocks import Blocks
+from lightning_flatmtl.engine.passes.state_guards import frozen_buffers
 from lightning_flatmtl.engine.partition import Partition
 
 __all__ = ["BackwardBlocks", "local_part", "observe_by_backward", "set_aside"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_flatmtl._batches import task_target
+from lightning_flatmtl.hosting.batches import task_target
 from lightning_flatmtl.engine import NonFiniteError
 from lightning_flatmtl.task import Task
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_flatmtl._names import nearest
+from lightning_flatmtl.hosting.names import nearest
 from lightning_flatmtl.task import Task
 
 __all__ = ["batch_size", "is_pair", "per_task", "target_names", "task_target"]

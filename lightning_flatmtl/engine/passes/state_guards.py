@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_flatmtl.engine.attributes import AttributeSnapshot
+from lightning_flatmtl.engine.passes.attributes import AttributeSnapshot
 from lightning_flatmtl.engine.errors import FlatMTLError
 
 __all__ = [

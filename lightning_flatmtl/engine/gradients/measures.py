@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.blocks import Blocks, share_of
+from lightning_flatmtl.engine.parameters.blocks import Blocks, share_of
 from lightning_flatmtl.engine.checks import Finite
-from lightning_flatmtl.engine.gram import gram_matrix, squared_norms
-from lightning_flatmtl.engine.jacobian import Gradients
+from lightning_flatmtl.engine.gradients.gram import gram_matrix, squared_norms
+from lightning_flatmtl.engine.gradients.jacobian import Gradients
 from lightning_flatmtl.engine.sharpness import Sharpness
 
 __all__ = ["Ascent", "Measures", "ascends_together", "measure", "measure_second"]

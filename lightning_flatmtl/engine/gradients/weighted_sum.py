@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.blocks import Setting, share_of
+from lightning_flatmtl.engine.parameters.blocks import Setting, share_of
 from lightning_flatmtl.engine.checks import Finite
-from lightning_flatmtl.engine.combination import bounded_factor, refuse_infinite_weights
-from lightning_flatmtl.engine.gradients import Aggregation
+from lightning_flatmtl.engine.gradients.combination import bounded_factor, refuse_infinite_weights
+from lightning_flatmtl.engine.aggregation import Aggregation
 from lightning_flatmtl.engine.partition import reached_parameters
-from lightning_flatmtl.engine.penalty import Penalty, check_penalty
+from lightning_flatmtl.engine.gradients.penalty import Penalty, check_penalty
 from lightning_flatmtl.engine.result import StepResult
-from lightning_flatmtl.engine.surrogate import surrogate_loss
+from lightning_flatmtl.engine.gradients.surrogate import surrogate_loss
 
 __all__ = ["means_of", "weighted_sum"]
 
