@@ -12,24 +12,6 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from typing_extensions import override
 
-from lightning_flatmtl.hosting.batches import batch_size, is_pair, per_task, target_names
-from lightning_flatmtl.hosting.trainer import (
-    Host,
-    accumulates,
-    aggregator_of,
-    loss_scale,
-    optimized,
-    processes_of,
-    sharpness_of,
-)
-from lightning_flatmtl.hosting.labels import noted_labels, noted_nan
-from lightning_flatmtl.hosting.manual import ManualOptimization
-from lightning_flatmtl.hosting.muting import metrics_unmoved
-from lightning_flatmtl.hosting.names import nearest
-from lightning_flatmtl.hosting.reports import EpochReports
-from lightning_flatmtl.hosting.schedulers import SchedulerCallable
-from lightning_flatmtl.hosting.task_metrics import TaskMetrics, log_name
-from lightning_flatmtl.hosting.watch import TrainingWatch
 from lightning_flatmtl.aggregators import Aggregator
 from lightning_flatmtl.engine import (
     ComposedPasses,
@@ -39,12 +21,30 @@ from lightning_flatmtl.engine import (
     StepResult,
     WholePasses,
 )
-from lightning_flatmtl.engine.gradients.accumulation import ALONE
 from lightning_flatmtl.engine.checks import check_scalars
+from lightning_flatmtl.engine.gradients.accumulation import ALONE
+from lightning_flatmtl.engine.passes.base import plain
 from lightning_flatmtl.engine.passes.failed import FailedPasses
 from lightning_flatmtl.engine.passes.inputs import Inputs
-from lightning_flatmtl.engine.passes.base import plain
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
+from lightning_flatmtl.hosting.batches import batch_size, is_pair, per_task, target_names
+from lightning_flatmtl.hosting.labels import noted_labels, noted_nan
+from lightning_flatmtl.hosting.manual import ManualOptimization
+from lightning_flatmtl.hosting.muting import metrics_unmoved
+from lightning_flatmtl.hosting.names import nearest
+from lightning_flatmtl.hosting.reports import FitReports
+from lightning_flatmtl.hosting.schedulers import SchedulerCallable
+from lightning_flatmtl.hosting.task_metrics import TaskMetrics, log_name
+from lightning_flatmtl.hosting.trainer import (
+    Host,
+    accumulates,
+    aggregator_of,
+    loss_scale,
+    optimized,
+    processes_of,
+    sharpness_of,
+)
+from lightning_flatmtl.hosting.watch import TrainingWatch
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.task import Task
 
@@ -299,7 +299,7 @@ class MultiTaskModule(LightningModule, Host):
         scale = loss_scale(self.trainer, self)
         passes = self._read(batch, batch_idx)
         place = self._manual.place(self.trainer, batch_idx) if self._accumulates else ALONE
-        if self.aggregator is not None and self.aggregator.looks_again:
+        if self.aggregator is not None and self.aggregator.needs_losses_after_step:
             self._latest = [] if place.first else self._latest
             self._latest.append((Inputs(batch, batch_idx), self._labels))
             self._latest[-1][0].take()  # the step gets the batch itself
@@ -360,12 +360,12 @@ class MultiTaskModule(LightningModule, Host):
             self._manual.refuse_trainer_settings(self._trainer, type(self).__name__)
         if self._trainer is not None:  # else Lightning says in each further run what they replace
             given = self._trainer.callbacks  # type: ignore[attr-defined]
-            ours = (EpochReports, ManualOptimization)
+            ours = (FitReports, ManualOptimization)
             self._trainer.callbacks = [  # type: ignore[attr-defined]
                 callback for callback in given if type(callback) not in ours
             ]
         # The reports log what a ReduceLROnPlateau may watch.
-        return [EpochReports(), self._manual]
+        return [FitReports(), self._manual]
 
     @override
     def log(self, name: str, *args: Any, **kwargs: Any) -> None:
@@ -379,8 +379,8 @@ class MultiTaskModule(LightningModule, Host):
         Without graphs, and without a trace in buffers, metrics, logs and random streams.
 
         Args:
-            batch: The batch; not looked at where the aggregator ``looks_again``: then those of the
-                latest update are run, as they were before it.
+            batch: The batch. If the aggregator ``needs_losses_after_step``, those of the latest
+                update are run instead, as they were before it.
             batch_idx: Its index.
         """
         again = self._latest_passes() if self._latest else [self._passes(batch, batch_idx)]

@@ -2,9 +2,9 @@
 
 from typing import final
 
-from lightning_flatmtl.hosting.callback import MethodCallback
 from lightning_flatmtl.engine import Arm, Point, Sharpness
 from lightning_flatmtl.engine.sharpness import Perturbation, check_radius
+from lightning_flatmtl.hosting.callback import MethodCallback
 
 __all__ = ["TaskSAM"]
 

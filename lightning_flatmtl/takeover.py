@@ -15,24 +15,23 @@ from torch import Tensor, nn
 from torch.optim import LBFGS
 from torch.utils import _pytree as pytree
 
+from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses, surrogate_loss
+from lightning_flatmtl.engine.gradients.accumulation import ALONE, Place
+from lightning_flatmtl.engine.passes.base import plain
+from lightning_flatmtl.engine.passes.inputs import Inputs
 from lightning_flatmtl.hosting.compiling import SeveralBackwards
+from lightning_flatmtl.hosting.muting import metrics_unmoved
+from lightning_flatmtl.hosting.refusals import refuse_unfit_trainer, warn_of_lost_scale
 from lightning_flatmtl.hosting.trainer import (
     accumulates,
     aggregator_of,
     loss_scale,
     optimized,
     processes_of,
-    refuse_unfit_trainer,
     sharpness_of,
-    warn_of_lost_scale,
 )
-from lightning_flatmtl.hosting.muting import metrics_unmoved
 from lightning_flatmtl.hosting.untouched import UntouchedGradients
 from lightning_flatmtl.hosting.watch import TrainingWatch
-from lightning_flatmtl.engine import MultiTaskStep, StepResult, WholePasses, surrogate_loss
-from lightning_flatmtl.engine.gradients.accumulation import ALONE, Place
-from lightning_flatmtl.engine.passes.inputs import Inputs
-from lightning_flatmtl.engine.passes.base import plain
 
 __all__ = ["TakeOver", "host_of", "second_pass"]
 
@@ -101,11 +100,11 @@ class TakeOver:
         mine = self._module._trainer is self._trainer  # else the fit that this is for is over
         if not torch.is_grad_enabled() or not mine:
             return self._original(*args, **kwargs)
-        looks_again = getattr(self.aggregator, "looks_again", False)
-        several = looks_again or (self.sharpness is not None and self.sharpness.active)
+        needs_losses_after_step = getattr(self.aggregator, "needs_losses_after_step", False)
+        several = needs_losses_after_step or (self.sharpness is not None and self.sharpness.active)
         inputs = Inputs(*args, **kwargs) if several else None
         place = self._place()
-        if looks_again and inputs is not None:
+        if needs_losses_after_step and inputs is not None:
             self._latest = [*(() if place.first else self._latest), inputs]
         outputs: Any = None
 

@@ -19,7 +19,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MeanMetric, MeanSquaredError
 
 from lightning_flatmtl import ClassificationTask, MultiTaskModule, Task, TaskSAM
-from lightning_flatmtl.hosting.trainer import processes_of, refuse_unfit_trainer
 from lightning_flatmtl.aggregators import (
     IMTL,
     MGDA,
@@ -28,7 +27,9 @@ from lightning_flatmtl.aggregators import (
     PCGrad,
 )
 from lightning_flatmtl.engine import FlatMTLError, NonFiniteError
-from lightning_flatmtl.engine.processes.base import Alone
+from lightning_flatmtl.engine.processes.single import SingleProcess
+from lightning_flatmtl.hosting.refusals import refuse_unfit_trainer
+from lightning_flatmtl.hosting.trainer import processes_of
 from tests.ddp.net import Batches
 from tests.helpers import Pairs, data, encoder, fit, module, tasks, trainer
 
@@ -119,7 +120,7 @@ def test_tensor_parallelism() -> None:
 @pytest.mark.parametrize("strategy", [FSDPStrategy, DeepSpeedStrategy])
 def test_plain_training_is_left_to_strategies_that_hide_gradients(strategy: type) -> None:
     trainer = SimpleNamespace(strategy=object.__new__(strategy), world_size=2)
-    assert type(processes_of(trainer)) is Alone
+    assert type(processes_of(trainer)) is SingleProcess
 
 
 # The module.

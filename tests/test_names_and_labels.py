@@ -300,7 +300,7 @@ def test_further_runs_of_a_trainer_are_quiet(again: str, caplog: Any) -> None:
         getattr(made, again)(net, data())
     assert "will override" not in caplog.text
     kinds = [type(c).__name__ for c in made.callbacks]
-    assert kinds.count("EpochReports") == kinds.count("ManualOptimization") == 1
+    assert kinds.count("FitReports") == kinds.count("ManualOptimization") == 1
 
 
 # A callback that freezes, as projects with a pretrained trunk use it.

@@ -33,7 +33,7 @@ from lightning_flatmtl.aggregators import (
     RandomLossWeighting,
     UncertaintyWeighting,
 )
-from lightning_flatmtl.engine.passes.state_guards import RandomTape
+from lightning_flatmtl.engine.passes.rng_replay import RNGReplay
 from lightning_flatmtl.takeover import TakeOver, host_of, second_pass
 from tests import naive
 from tests.helpers import assert_close, assert_identical, data, fit, module, sgd, trainer
@@ -178,7 +178,7 @@ def test_the_flat_part_goes_with_the_radius(host: str, point: str) -> None:
 
 @pytest.mark.parametrize("host", HOSTS)
 def test_without_replay_it_does_not(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RandomTape, "rewind", lambda *_: None)
+    monkeypatch.setattr(RNGReplay, "rewind", lambda *_: None)
     assert min(shares(host)) > 0.3
 
 

@@ -15,17 +15,17 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_flatmtl.hosting.trainer import Host
-from lightning_flatmtl.hosting.callback import MethodCallback
 from lightning_flatmtl.aggregators._loaded_tasks import LoadedTasks
 from lightning_flatmtl.engine import NonFiniteError, TaskGradients, gram_matrix
+from lightning_flatmtl.engine.aggregation import Part, Requires
 from lightning_flatmtl.engine.gradients.combination import (
     refuse_infinite_direction,
     refuse_infinite_weights,
     weighted_rows,
 )
-from lightning_flatmtl.engine.aggregation import Part, Sees
 from lightning_flatmtl.functional._gram import refuse_unreadable
+from lightning_flatmtl.hosting.callback import MethodCallback
+from lightning_flatmtl.hosting.trainer import Host
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
 
@@ -98,12 +98,12 @@ class Aggregator(MethodCallback, ABC):
         return False
 
     @property
-    def looks_again(self) -> bool:
+    def needs_losses_after_step(self) -> bool:
         """Whether the method asks for the losses of a batch again after the step."""
         return False
 
     @property
-    def sees(self) -> Sees:
+    def requires(self) -> Requires:
         """What of the Jacobian the method looks at; decides what several processes send.
 
         Its ``"gram"`` matrix only, its ``"columns"`` one by one, or the whole ``"matrix"``.
@@ -389,7 +389,7 @@ class GramAggregator(Aggregator):
 
     @property
     @override
-    def sees(self) -> Sees:
+    def requires(self) -> Requires:
         return "gram"
 
     @abstractmethod
@@ -430,7 +430,7 @@ class LossWeighting(Aggregator):
 
     @property
     @override
-    def sees(self) -> Sees:
+    def requires(self) -> Requires:
         return "gram"
 
     @abstractmethod

@@ -10,8 +10,8 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients, gram_matrix
+from lightning_flatmtl.engine.aggregation import Requires
 from lightning_flatmtl.engine.gradients.combination import scaled, weighted_rows
-from lightning_flatmtl.engine.aggregation import Sees
 from lightning_flatmtl.functional import db_mtl_weights, scale_invariant_weights
 
 __all__ = ["DBMTL"]
@@ -53,7 +53,7 @@ class DBMTL(Aggregator):
 
     @property
     @override
-    def sees(self) -> Sees:
+    def requires(self) -> Requires:
         return "matrix" if self.beta > 0 else "gram"  # the averages are of whole rows
 
     @override

@@ -53,7 +53,7 @@ class FAMO(LearnedWeights, LossWeighting):
 
     @property
     @override
-    def looks_again(self) -> bool:
+    def needs_losses_after_step(self) -> bool:
         return True
 
     @override

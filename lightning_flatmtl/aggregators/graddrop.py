@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._random import RandomAggregator
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.aggregation import Sees
+from lightning_flatmtl.engine.aggregation import Requires
 from lightning_flatmtl.functional import graddrop_direction
 
 __all__ = ["GradDrop"]
@@ -47,7 +47,7 @@ class GradDrop(RandomAggregator):
 
     @property
     @override
-    def sees(self) -> Sees:
+    def requires(self) -> Requires:
         return "columns"
 
     @override

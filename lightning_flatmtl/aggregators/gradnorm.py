@@ -10,8 +10,8 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.engine import TaskGradients
+from lightning_flatmtl.engine.aggregation import Requires
 from lightning_flatmtl.engine.gradients.combination import weighted_rows
-from lightning_flatmtl.engine.aggregation import Sees
 from lightning_flatmtl.functional import gradnorm_gradient, softmax_weights
 
 __all__ = ["GradNorm"]
@@ -72,7 +72,7 @@ class GradNorm(LearnedWeights):
 
     @property
     @override
-    def sees(self) -> Sees:
+    def requires(self) -> Requires:
         return "gram"
 
     @override

@@ -6,10 +6,10 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-__all__ = ["Aggregation", "Part", "Sees", "SumOfLosses", "TaskGradients"]
+__all__ = ["Aggregation", "Part", "Requires", "SumOfLosses", "TaskGradients"]
 
 Part = Literal["loss", "flat"]
-Sees = Literal["gram", "columns", "matrix"]
+Requires = Literal["gram", "columns", "matrix"]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Aggregation(Protocol):
     """What the engine asks of an aggregator."""
 
     @property
-    def sees(self) -> Sees:
+    def requires(self) -> Requires:
         """What of the Jacobian it looks at; decides what several processes send each other.
 
         ``"gram"``: its Gram matrix only, ``jacobian`` may be any part of the columns.
@@ -76,7 +76,7 @@ class SumOfLosses:
     """The aggregation when no aggregator is given: the plain sum of the losses."""
 
     needs_gradients = False
-    sees: Sees = "gram"
+    requires: Requires = "gram"
 
     def row_weights(self, gradients: TaskGradients) -> Tensor:
         """All ones."""

@@ -46,9 +46,9 @@ class Partition:
     ) -> None:
         self._owner: dict[nn.Parameter, str | None] = {}
         self._declared: set[nn.Parameter] = set()
-        self._hidden: set[nn.Parameter] = set()
+        self._behind_compiled: set[nn.Parameter] = set()
         self._seen: dict[str, None] = {}
-        self.hides = False
+        self.needs_backward = False
         """Whether a graph hid parameters, so that not all that are reached are known."""
         self.penalised: set[Any] = set()
         """Parameters that a penalty, which belongs to no task, has reached."""
@@ -92,11 +92,11 @@ class Partition:
                 node, output = stack.pop()
                 kind = type(node).__name__
                 if kind.startswith(_COMPILED) and outputs.setdefault(node, output) != output:
-                    self._note_hidden(node)
+                    self._note_behind_compiled(node)
                 if visitor.get(node, "") in (task, _SHARED):
                     continue
-                if kind == _CHECKPOINT and not self.hides:
-                    self.hides = True
+                if kind == _CHECKPOINT and not self.needs_backward:
+                    self.needs_backward = True
                     self.changes += 1
                 visitor[node] = _SHARED if node in visitor else task
                 if kind == _LEAF:
@@ -133,26 +133,26 @@ class Partition:
             self.penalised |= new
             self.changes += 1
 
-    def refuse_hidden(self) -> None:
+    def refuse_compiled(self) -> None:
         """Refuse a graph that does not show what is shared.
 
         Raises:
             ValueError: If a compiled module with several outputs holds undeclared parameters: its
                 graph is a single node, below which everything looks shared.
         """
-        if self._hidden:
+        if self._behind_compiled:
             raise ValueError(
                 "The graph of a compiled module with several outputs does not show which "
-                f"parameters are shared, got {len(self._hidden)} that are not declared. Override "
-                "`shared_parameters` and `task_parameters`, or compile encoder and heads each by "
-                "themselves."
+                f"parameters are shared, got {len(self._behind_compiled)} that are not declared. "
+                "Override `shared_parameters` and `task_parameters`, or compile encoder and heads "
+                "each by themselves."
             )
 
-    def _note_hidden(self, node: Node) -> None:
+    def _note_behind_compiled(self, node: Node) -> None:
         for child, _ in node.next_functions:
             if child is not None and _is_leaf(child):
-                self._hidden.add(child.variable)  # type: ignore[attr-defined]
-        self._hidden -= self._declared
+                self._behind_compiled.add(child.variable)  # type: ignore[attr-defined]
+        self._behind_compiled -= self._declared
 
     def _note(self, param: nn.Parameter, task: str) -> None:
         if param in self._declared:

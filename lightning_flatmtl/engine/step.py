@@ -6,10 +6,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from lightning_flatmtl.engine.gradients.accumulation import ALONE, Accumulation, Place
-from lightning_flatmtl.engine.parameters.backward import BackwardBlocks, observe_by_backward
-from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
+from lightning_flatmtl.engine.aggregation import Aggregation, SumOfLosses
 from lightning_flatmtl.engine.checks import check_graphs
+from lightning_flatmtl.engine.errors import ScaledOverflowError
+from lightning_flatmtl.engine.gradients.accumulation import ALONE, Accumulation, Place
 from lightning_flatmtl.engine.gradients.combination import refuse_infinite_weights
 from lightning_flatmtl.engine.gradients.directions import (
     aggregate_onto,
@@ -18,21 +18,7 @@ from lightning_flatmtl.engine.gradients.directions import (
     surrogate,
     to_be_skipped,
 )
-from lightning_flatmtl.engine.errors import ScaledOverflowError
-from lightning_flatmtl.engine.processes.failure import Failure
-from lightning_flatmtl.engine.parameters.features import FeatureBlocks
-from lightning_flatmtl.engine.aggregation import Aggregation, SumOfLosses
-from lightning_flatmtl.engine.passes.state_guards import statistics_put_back
 from lightning_flatmtl.engine.gradients.jacobian import Gradients, task_gradients
-from lightning_flatmtl.engine.gradients.measures import (
-    Ascent,
-    Measures,
-    ascends_together,
-    measure,
-    measure_second,
-)
-from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.passes.base import Passes
 from lightning_flatmtl.engine.gradients.penalty import (
     PENALTY,
     Penalty,
@@ -42,14 +28,27 @@ from lightning_flatmtl.engine.gradients.penalty import (
     penalty_gradients,
 )
 from lightning_flatmtl.engine.gradients.perturbation import sam_gradients
-from lightning_flatmtl.engine.processes.base import Agreement, Alone, Processes
-from lightning_flatmtl.engine.result import StepResult
-from lightning_flatmtl.engine.parameters.sharded import ShardedBlocks, reshard
-from lightning_flatmtl.engine.sharpness import Sharpness
-from lightning_flatmtl.engine.processes.distributed import synchronised_layers
-from lightning_flatmtl.engine.parameters.unregistered import with_unregistered
+from lightning_flatmtl.engine.gradients.perturbation_gradients import (
+    PerturbationGradients,
+    ascends_together,
+)
+from lightning_flatmtl.engine.gradients.stats import GradientStats, measure, measure_second
 from lightning_flatmtl.engine.gradients.weighted_sum import means_of, weighted_sum
+from lightning_flatmtl.engine.parameters.backward import HiddenBlocks, observe_by_backward
+from lightning_flatmtl.engine.parameters.blocks import Blocks, ParameterBlocks, Setting
+from lightning_flatmtl.engine.parameters.features import FeatureBlocks
+from lightning_flatmtl.engine.parameters.sharded import ShardedBlocks, reshard
+from lightning_flatmtl.engine.parameters.unregistered import with_unregistered
 from lightning_flatmtl.engine.parameters.workspace import Workspace
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.passes.base import Passes
+from lightning_flatmtl.engine.passes.buffers import statistics_put_back
+from lightning_flatmtl.engine.processes.base import Agreement, Processes
+from lightning_flatmtl.engine.processes.distributed import synchronised_layers
+from lightning_flatmtl.engine.processes.failure import Failure
+from lightning_flatmtl.engine.processes.single import SingleProcess
+from lightning_flatmtl.engine.result import StepResult
+from lightning_flatmtl.engine.sharpness import Sharpness
 
 __all__ = ["MultiTaskStep", "StepResult"]
 
@@ -84,7 +83,7 @@ class MultiTaskStep:
         tasks: Sequence[str] = (),
     ) -> None:
         self.partition = Partition() if partition is None else partition
-        self.processes = Alone() if processes is None else processes
+        self.processes = SingleProcess() if processes is None else processes
         self._tasks = tuple(tasks)
         self._workspace = Workspace()
         self._probed: set[str] = set()
@@ -139,7 +138,7 @@ class MultiTaskStep:
         losses, term, agreed = self._clean_losses(module, named, passes, sharpness, last, by_task)
         penalty = None
         if PENALTY in agreed.shares:
-            penalty = Penalty(term, agreed.shares.pop(PENALTY) * self.processes.gain)
+            penalty = Penalty(term, agreed.shares.pop(PENALTY) * self.processes.ddp_mean_correction)
         if not agreed.shares and not (place.last and self._accumulated.tasks):
             return None
         setting = Setting(
@@ -151,12 +150,12 @@ class MultiTaskStep:
             workspace=self._workspace,
             failure=self._failure,
             scale=scale,
-            stand_in=self._stand_in(module, agreed.shares),
+            substitute=self._substitute(module, agreed.shares),
         )
         try:
             if not by_task:
                 return weighted_sum(losses, setting, aggregation, penalty)
-            self.partition.refuse_hidden()
+            self.partition.refuse_compiled()
             if place == ALONE:
                 return self._update(losses, setting, passes, aggregation, sharpness, penalty)
             if agreed.shares:
@@ -222,7 +221,7 @@ class MultiTaskStep:
         found, self._accumulated = self._accumulated, Accumulation()
         if found.overflow is not None:
             raise ScaledOverflowError(found.overflow)
-        setting = replace(setting, shares=dict.fromkeys(found.tasks, 1.0), stand_in=None)
+        setting = replace(setting, shares=dict.fromkeys(found.tasks, 1.0), substitute=None)
         blocks = _blocks(setting, passes, sharpness)
         clean, second = found.gradients(blocks)
         result = lines_7_to_10(
@@ -302,7 +301,7 @@ class MultiTaskStep:
             if not self.processes.sharded:
                 self.partition.share(passes.common)
                 self.partition.observe(losses)
-                if self.partition.hides and by_task:
+                if self.partition.needs_backward and by_task:
                     self._probe(module, named, losses)
         counts = {task: passes.count(task) for task in losses}
         if penalty is not None:
@@ -324,7 +323,7 @@ class MultiTaskStep:
             observe_by_backward(self.partition, new, module, params)
             self._probed.update(new)
 
-    def _stand_in(self, module: nn.Module, shares: Mapping[str, float]) -> str | None:
+    def _substitute(self, module: nn.Module, shares: Mapping[str, float]) -> str | None:
         """A task of this process to go through layers that wait for the other processes."""
         if self.processes.size == 1 or not synchronised_layers(module):
             return None
@@ -337,7 +336,7 @@ def lines_1_to_6(
     passes: Passes,
     sharpness: Sharpness | None,
     here: bool = False,
-) -> tuple[Gradients, Gradients, Measures | None]:
+) -> tuple[Gradients, Gradients, GradientStats | None]:
     """The gradients of every task, and those at its own perturbed parameters.
 
     Args:
@@ -357,7 +356,7 @@ def lines_1_to_6(
         losses[task] = loss.detach()  # the graph goes
     if here and sharpness is None:
         return clean, clean, None
-    ascent = Ascent(clean, blocks, sharpness)
+    ascent = PerturbationGradients(clean, blocks, sharpness)
     measures = measure(clean, ascent, losses, blocks)
     measures.check(blocks)
 
@@ -373,7 +372,7 @@ def lines_7_to_10(
     blocks: Blocks,
     clean: Gradients,
     second: Gradients,
-    measures: Measures | None,
+    measures: GradientStats | None,
     aggregation: Aggregation,
     sharpness: Sharpness | None,
     of_penalty: Mapping[Tensor, Tensor],
@@ -391,7 +390,7 @@ def lines_7_to_10(
         of_penalty: The gradient of what belongs to no task.
     """
     if measures is None:
-        measures = measure(clean, Ascent(clean, blocks, None), losses, blocks)
+        measures = measure(clean, PerturbationGradients(clean, blocks, None), losses, blocks)
         measures.check(blocks)
     second_gram = None
     if second is not clean:
@@ -450,9 +449,9 @@ def _blocks(setting: Setting, passes: Passes, sharpness: Sharpness | None) -> Bl
                 "TaskSAM(perturbation='local'). Use 'global'."
             )
         return ShardedBlocks(setting)
-    if setting.partition.hides:
-        return BackwardBlocks(setting)
-    blocks = Blocks(setting)
+    if setting.partition.needs_backward:
+        return HiddenBlocks(setting)
+    blocks = ParameterBlocks(setting)
     if not passes.at_features or not blocks.shared.params:
         return blocks
     if sharpness is not None:

@@ -6,8 +6,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_flatmtl.hosting.trainer import Host, refuse_second
 from lightning_flatmtl.hosting.random_streams import RandomStreams
+from lightning_flatmtl.hosting.refusals import refuse_second
+from lightning_flatmtl.hosting.trainer import Host
 from lightning_flatmtl.takeover import TakeOver
 
 __all__ = ["MethodCallback"]

@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lightning_flatmtl.hosting.batches import task_target
 from lightning_flatmtl.engine import NonFiniteError
+from lightning_flatmtl.hosting.batches import task_target
 from lightning_flatmtl.task import Task
 
 __all__ = ["noted_labels", "noted_nan"]

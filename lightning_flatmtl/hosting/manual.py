@@ -10,13 +10,13 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch.optim import LBFGS, Optimizer
 from typing_extensions import override
 
+from lightning_flatmtl.engine import StepResult
+from lightning_flatmtl.engine.autocast import outside_autocast
+from lightning_flatmtl.engine.gradients.accumulation import Place
 from lightning_flatmtl.hosting.buffers import share_buffers
-from lightning_flatmtl.hosting.trainer import refuse_unfit_callbacks
+from lightning_flatmtl.hosting.refusals import refuse_unfit_callbacks
 from lightning_flatmtl.hosting.schedulers import SchedulerStepper
 from lightning_flatmtl.hosting.untouched import UntouchedGradients
-from lightning_flatmtl.engine import StepResult
-from lightning_flatmtl.engine.gradients.accumulation import Place
-from lightning_flatmtl.engine.autocast import outside_autocast
 
 __all__ = ["ManualOptimization"]
 

@@ -7,22 +7,22 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from lightning_flatmtl.hosting.compiling import CompiledParts, SeveralBackwards
-from lightning_flatmtl.hosting.trainer import (
+from lightning_flatmtl.hosting.random_streams import RandomStreams
+from lightning_flatmtl.hosting.refusals import (
     refuse_unfit_gradients,
     refuse_unfit_trainer,
     warn_of_lost_scale,
 )
-from lightning_flatmtl.hosting.random_streams import RandomStreams
 
 if TYPE_CHECKING:
     from lightning_flatmtl.module import MultiTaskModule
 
-__all__ = ["EpochReports"]
+__all__ = ["FitReports"]
 
 _KEY = "lightning_flatmtl.partition"
 
 
-class EpochReports(Callback):
+class FitReports(Callback):
     """Relative improvement and absent tasks at the end of epochs; the partition in checkpoints.
 
     A callback, so that it keeps working when the module overrides hooks.

@@ -1,39 +1,29 @@
-"""Which modules and which company our callbacks accept; asked before the first batch."""
+"""What is read off a Trainer: its method, its processes, its loss scale, its parameters."""
 
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import (
-    GradientAccumulationScheduler,
-    ModelCheckpoint,
-    StochasticWeightAveraging,
-)
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_flatmtl.engine import Sharpness
-from lightning_flatmtl.engine.processes.base import Alone, Processes
+from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.engine.processes.distributed import DataParallel, Sharded
+from lightning_flatmtl.engine.processes.single import SingleProcess
 
 __all__ = [
     "Host",
     "accumulates",
     "aggregator_of",
+    "kinds_of",
     "loss_scale",
+    "of_role",
     "optimized",
     "processes_of",
-    "refuse_second",
-    "refuse_unfit_callbacks",
-    "refuse_unfit_gradients",
-    "refuse_unfit_trainer",
     "sharpness_of",
-    "warn_of_lost_scale",
 ]
 
-
-_WHOLE, _SHARDING = "DDPStrategy", "ModelParallelStrategy"
+WHOLE, SHARDING = "DDPStrategy", "ModelParallelStrategy"
 """The strategies under which several processes train with whole parameters, and with parts."""
 
 
@@ -41,30 +31,20 @@ class Host:
     """Marks the modules that run Algorithm 1 with the callbacks of their Trainer."""
 
 
-def _of_role(trainer: Trainer, role: str) -> list[Any]:
+def of_role(trainer: Trainer, role: str) -> list[Any]:
+    """The callbacks of the Trainer that have a role."""
     callbacks = trainer.callbacks  # type: ignore[attr-defined]
     return [c for c in callbacks if getattr(c, "role", None) == role]
 
 
-def refuse_second(role: str, trainer: Trainer) -> None:
-    """Refuse a second callback of the same role in one Trainer."""
-    found = _of_role(trainer, role)
-    if len(found) > 1:
-        names = ", ".join(type(c).__name__ for c in found)
-        raise MisconfigurationException(
-            f"Expected at most one {role} in the Trainer's callbacks, got {len(found)}: {names}. "
-            "Keep one of them."
-        )
-
-
 def aggregator_of(trainer: Trainer) -> Any:
     """The aggregator among the Trainer's callbacks, ``None`` if there is none."""
-    return next(iter(_of_role(trainer, "Aggregator")), None)
+    return next(iter(of_role(trainer, "Aggregator")), None)
 
 
 def sharpness_of(trainer: Trainer) -> Sharpness | None:
     """The settings of the TaskSAM among the Trainer's callbacks, ``None`` if there is none."""
-    return next((c.sharpness for c in _of_role(trainer, "TaskSAM")), None)
+    return next((c.sharpness for c in of_role(trainer, "TaskSAM")), None)
 
 
 def accumulates(aggregator: Any, sharpness: Sharpness | None) -> bool:
@@ -89,95 +69,20 @@ def optimized(trainer: Trainer) -> list[Tensor]:
     return [p for group in groups for p in group["params"]]
 
 
-def refuse_unfit_callbacks(trainer: Trainer) -> None:
-    """Refuse callbacks of Lightning that do something else, silently, in manual optimization."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
-        if isinstance(callback, StochasticWeightAveraging):
-            raise MisconfigurationException(
-                "StochasticWeightAveraging trains the averaged weights for another epoch in manual "
-                "optimization. Use lightning.pytorch.callbacks.WeightAveraging instead."
-            )
-        if isinstance(callback, GradientAccumulationScheduler):
-            raise MisconfigurationException(
-                "GradientAccumulationScheduler does nothing in manual optimization. Use "
-                "MultiTaskModule(accumulate_grad_batches=...) instead."
-            )
-        # Lightning shows this setting in the callback's state key only.
-        if isinstance(callback, ModelCheckpoint) and callback._train_time_interval is not None:
-            raise MisconfigurationException(
-                "ModelCheckpoint(train_time_interval=...) saves nothing in manual optimization. "
-                "Use `every_n_train_steps` or `every_n_epochs` instead."
-            )
-
-
-def refuse_unfit_trainer(trainer: Trainer) -> None:
-    """Refuse strategies under which an aggregator or TaskSAM would not be exact."""
-    if not _kinds(trainer) & {"SingleDeviceStrategy", _WHOLE, _SHARDING}:
-        raise MisconfigurationException(
-            f"Expected one device or data-parallel training (strategy='ddp') with an aggregator or "
-            f"TaskSAM, got {type(trainer.strategy).__name__}, which hides the gradients of single "
-            "tasks. Use Trainer(strategy='ddp'), or ModelParallelStrategy for a model that "
-            "outgrows a device."
-        )
-    mesh = getattr(trainer.strategy, "device_mesh", None)
-    if mesh is not None and mesh["tensor_parallel"].size() > 1:
-        raise MisconfigurationException(
-            "Expected parameters sharded over data-parallel processes with an aggregator or "
-            f"TaskSAM, got tensor parallelism over {mesh['tensor_parallel'].size()} devices. Use "
-            f"ModelParallelStrategy(data_parallel_size={trainer.world_size}, "
-            "tensor_parallel_size=1)."
-        )
-
-
 def processes_of(trainer: Trainer) -> Processes:
     """The processes that share the steps of the Trainer; to be closed after the fit.
 
     Under other strategies, which no method can be trained with, every process is left alone: the
     plain sum of the losses is then what Lightning makes of it.
     """
-    kinds = _kinds(trainer)
-    if trainer.world_size == 1 or not kinds & {_WHOLE, _SHARDING}:
-        return Alone()
-    return Sharded() if _SHARDING in kinds else DataParallel()
+    kinds = kinds_of(trainer)
+    if trainer.world_size == 1 or not kinds & {WHOLE, SHARDING}:
+        return SingleProcess()
+    return Sharded() if SHARDING in kinds else DataParallel()
 
 
-def _kinds(trainer: Trainer) -> set[str]:
+def kinds_of(trainer: Trainer) -> set[str]:
     """The names of the strategy's classes, those of either of Lightning's two packages."""
     kinds = {kind.__name__ for kind in type(trainer.strategy).__mro__}
     # DeepSpeed's is derived from DDPStrategy and shares nothing with it.
-    return kinds - {_WHOLE} if "DeepSpeedStrategy" in kinds else kinds
-
-
-def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None, share: int) -> None:
-    """Refuse a task Jacobian at the features where one at the parameters is needed.
-
-    Args:
-        gradients: Where it is taken.
-        sharpness: The settings of the TaskSAM.
-        share: How many batches make an update.
-    """
-    if gradients == "features" and share > 1:
-        raise MisconfigurationException(
-            "With MultiTaskModule(gradients='features') an aggregator needs "
-            f"accumulate_grad_batches=1, got {share}: every batch has features of its own. Use "
-            "larger batches, or gradients='parameters'."
-        )
-    if gradients == "features" and sharpness is not None and sharpness.active:
-        raise MisconfigurationException(
-            "TaskSAM perturbs parameters and needs MultiTaskModule(gradients='parameters'), got "
-            "'features'. Remove one of the two."
-        )
-
-
-def warn_of_lost_scale(aggregator: Any, sharpness: Sharpness | None) -> None:
-    """Warn where loss part and flat part would be added without regard to their sizes."""
-    if aggregator is None or sharpness is None or not sharpness.active:
-        return
-    if sharpness.aggregate == "split" and not aggregator.follows_scale:
-        name = type(aggregator).__name__
-        rank_zero_warn(
-            f"The direction of {name} does not scale with the gradients, so with TaskSAM the flat "
-            f"part counts as much as the loss part or more, however small rho is. Use "
-            f"{name}(normalize=True).",
-            category=UserWarning,
-        )
+    return kinds - {WHOLE} if "DeepSpeedStrategy" in kinds else kinds

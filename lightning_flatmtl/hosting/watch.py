@@ -7,9 +7,9 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_flatmtl.hosting.names import nearest
 from lightning_flatmtl.engine import Partition, Sharpness, StepResult
 from lightning_flatmtl.functional._convergence import not_converged
+from lightning_flatmtl.hosting.names import nearest
 
 __all__ = ["TrainingWatch"]
 
@@ -141,7 +141,7 @@ class TrainingWatch:
         )
 
     def _tell_spare(self, partition: Partition, module: nn.Module) -> None:
-        if self._spare_told or partition.hides:
+        if self._spare_told or partition.needs_backward:
             return
         self._spare_told = True
         spare = {

@@ -61,7 +61,7 @@ RHO = 0.05
 
 
 class MeanOfMatrix(Aggregator):
-    """The mean of the rows, by one who insists on the whole matrix (``sees`` is not overridden)."""
+    """The mean of the rows, by one that requires the whole matrix (the default)."""
 
     def aggregate(self, gradients: TaskGradients) -> Tensor:
         return gradients.jacobian.mean(dim=0)

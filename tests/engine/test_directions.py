@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_flatmtl.engine.gradients.directions import surrogate
-from lightning_flatmtl.engine.parameters.flat import Layout
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 
 
 class Several:
@@ -16,16 +16,12 @@ class Several:
     sharded = False
 
     def __init__(self, size: int) -> None:
-        self.size, self.gain = size, float(size)
+        self.size, self.ddp_mean_correction = size, float(size)
 
 
 def blocks(size: int, trunk: list[Tensor], head: nn.Linear, spare: nn.Parameter) -> SimpleNamespace:
     return SimpleNamespace(
-        shared_gradients=lambda direction, reached: (
-            list(trunk),
-            [direction if r else None for r in reached],
-        ),
-        heads={"a": Layout(list(head.parameters()))},
+        heads={"a": FlatParameters(list(head.parameters()))},
         processes=Several(size),
         trainable=[*trunk, *head.parameters(), spare],
     )
@@ -38,8 +34,9 @@ def test_what_no_loss_reaches_gets_zeros_where_processes_wait_for_it(size: int) 
     params = blocks(size, [reached, missed], head, spare)
     direction, row = torch.tensor([1.0, -2.0, 4.0]), torch.tensor([0.5, 1.0, 2.0])
     losses, weights = {"a": torch.tensor(7.0)}, torch.tensor([3.0])
+    of_shared = [reached, missed], [direction, None]
     loss, untouched = surrogate(
-        losses, params, [True, False], direction, {"a": row}, weights, {reached: torch.ones(3)}
+        losses, params, of_shared, {"a": row}, weights, {reached: torch.ones(3)}
     )
     loss.backward()
     assert loss.item() == 7.0

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_flatmtl.engine import RandomTape, frozen_buffers
+from lightning_flatmtl.engine import RNGReplay, frozen_buffers
 
 
 class Drifting(nn.Module):
@@ -123,7 +123,7 @@ def test_random_streams_replay_and_go_on() -> None:
     def draw() -> tuple[float, float, float]:
         return torch.rand(1).item(), random.random(), float(np.random.rand())
 
-    tape = RandomTape(torch.device("cpu"))
+    tape = RNGReplay(torch.device("cpu"))
     tape.mark("x")
     first = draw()
     with tape.replaying():

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from lightning_flatmtl import TaskSAM
 from lightning_flatmtl.aggregators import CAGrad
 from lightning_flatmtl.engine.gradients.gram import squared_norms
-from lightning_flatmtl.engine.parameters.flat import Layout
 from lightning_flatmtl.engine.gradients.radius import move_along
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 from lightning_flatmtl.takeover import second_pass
 from tests.helpers import data, fit
 from tests.hosts import HOSTS, single, smooth_trunk, values
@@ -33,7 +33,7 @@ def move(dtype: torch.dtype, length: float, weights: Tensor | None = None) -> tu
         squared = squared_norms(row[None], weights).item()
         found = move_along(row, RHO, squared, weights, weights.square())
     start = torch.zeros(4, dtype=dtype)
-    layout = Layout([nn.Parameter(start.clone())])
+    layout = FlatParameters([nn.Parameter(start.clone())])
     layout.add(*found)
     return layout.values().double(), row.double()
 
@@ -75,7 +75,7 @@ def test_parameters_of_16_bits(dtype: torch.dtype, adaptive: bool, length: float
     """Rows have 32 bits; 16 hold neither their entries nor what they are multiplied by."""
     torch.manual_seed(0)
     row = length * nn.functional.normalize(torch.randn(2048), dim=0)
-    layout = Layout([nn.Parameter(torch.full((2048,), 0.5, dtype=dtype))])
+    layout = FlatParameters([nn.Parameter(torch.full((2048,), 0.5, dtype=dtype))])
     start = layout.values()
     squared = squared_norms(row[None], start if adaptive else None).item()
     given = (start, start.square()) if adaptive else (None, None)

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.parameters.blocks import Blocks
 from lightning_flatmtl.engine.gradients.gram import wide_type
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
-from lightning_flatmtl.engine.parameters.flat import Layout
+from lightning_flatmtl.engine.parameters.blocks import Blocks
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 
 __all__ = ["ALONE", "Accumulation", "Place"]
 
@@ -155,9 +155,9 @@ class _Means:
         self._name = name
         self._tasks: tuple[str, ...] = ()
         self._rows = torch.empty(0, 0)
-        self._shared: Layout | None = None
+        self._shared: FlatParameters | None = None
         self._heads: dict[str, Tensor] = {}
-        self._layouts: dict[str, Layout] = {}
+        self._layouts: dict[str, FlatParameters] = {}
 
     def add(
         self,

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.errors import NonFiniteError
 from lightning_flatmtl.engine.aggregation import TaskGradients
+from lightning_flatmtl.engine.errors import NonFiniteError
 from lightning_flatmtl.engine.gradients.gram import column_blocks, wide_type
 
 __all__ = [

@@ -7,19 +7,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
+from lightning_flatmtl.engine.aggregation import Aggregation, Part, TaskGradients
 from lightning_flatmtl.engine.gradients.combination import (
     refuse_infinite_direction,
     scaled,
     weighted_rows,
 )
-from lightning_flatmtl.engine.aggregation import Aggregation, Part, TaskGradients
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
-from lightning_flatmtl.engine.gradients.measures import Measures
 from lightning_flatmtl.engine.gradients.penalty import add_penalty
+from lightning_flatmtl.engine.gradients.stats import GradientStats
+from lightning_flatmtl.engine.gradients.surrogate import surrogate_loss
+from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
 from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.sharpness import Sharpness
-from lightning_flatmtl.engine.gradients.surrogate import surrogate_loss
 
 __all__ = ["aggregate_onto", "parts_of", "shared_gradients", "surrogate", "to_be_skipped"]
 
@@ -30,7 +30,7 @@ def parts_of(
     clean: Gradients,
     second: Gradients,
     second_gram: Tensor | None,
-    measures: Measures,
+    measures: GradientStats,
     blocks: Blocks,
     sharpness: Sharpness | None,
     weights: Tensor | None,
@@ -91,15 +91,15 @@ def aggregate_onto(
         ProcessError: If the aggregator has failed on the columns of another process.
     """
     processes, columns = blocks.processes, blocks.shared.numel
-    sees = "matrix" if processes.size == 1 else aggregation.sees
+    requires = "matrix" if processes.size == 1 else aggregation.requires
     apart = processes.sharded or blocks.of_samples  # columns of any width
-    if apart and processes.size > 1 and sees != "gram":
+    if apart and processes.size > 1 and requires != "gram":
         raise ValueError(
             "With sharded parameters, or several processes and `gradients='features'`, an "
             f"aggregator must look at the Gram matrix only, got {aggregation!r}. Use another "
             "aggregator, or `gradients='parameters'` with strategy='ddp'."
         )
-    if sees == "columns":
+    if requires == "columns":
         kept = processes.columns(blocks.width)
         part = replace(part, columns=kept, width=columns)
         found = torch.zeros_like(direction[kept])
@@ -115,12 +115,12 @@ def aggregate_onto(
             direction.zero_()
         direction[kept] += found
         return
-    if sees == "matrix" and processes.size > 1:
+    if requires == "matrix" and processes.size > 1:
         part = replace(part, jacobian=processes.gather(part.jacobian))
     part = replace(part, jacobian=part.jacobian[:, :columns])
     weights = aggregation.row_weights(part)
     if weights is not None:
-        rows, gain = gradients.shared, processes.gain
+        rows, gain = gradients.shared, processes.ddp_mean_correction
         weighted_rows(weights, part, aggregation, rows, onto=direction, gain=gain, empty=empty)
     else:
         found = aggregation.aggregate(part)
@@ -193,7 +193,7 @@ def surrogate(
     params, gradients = of_shared
     processes = blocks.processes
     for i, (task, head) in enumerate(blocks.heads.items()):
-        factor = processes.gain * (1.0 if weights is None else weights[i].item())
+        factor = processes.ddp_mean_correction * (1.0 if weights is None else weights[i].item())
         params += head.params
         gradients += head.views(heads[task] if factor == 1.0 else scaled(heads[task], factor))
     if of_penalty:

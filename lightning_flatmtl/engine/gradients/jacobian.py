@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lightning_flatmtl.engine.parameters.blocks import Blocks
-from lightning_flatmtl.engine.passes.state_guards import statistics_put_back
+from lightning_flatmtl.engine.passes.buffers import statistics_put_back
 from lightning_flatmtl.engine.processes.base import RowSums
 
 __all__ = ["Gradients", "task_gradients"]

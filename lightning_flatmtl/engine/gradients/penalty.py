@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.parameters.blocks import Blocks
 from lightning_flatmtl.engine.errors import NonFiniteError, ScaledOverflowError
-from lightning_flatmtl.engine.processes.failure import Failure
 from lightning_flatmtl.engine.gradients.gram import squared_norms
+from lightning_flatmtl.engine.parameters.blocks import Blocks
 from lightning_flatmtl.engine.partition import Partition, reached_parameters
 from lightning_flatmtl.engine.processes.base import Processes
+from lightning_flatmtl.engine.processes.failure import Failure
 
 __all__ = [
     "PENALTY",

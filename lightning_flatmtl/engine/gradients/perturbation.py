@@ -7,19 +7,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.parameters.blocks import Blocks
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
-from lightning_flatmtl.engine.parameters.flat import Layout
-from lightning_flatmtl.engine.gradients.measures import Ascent, Measures
-from lightning_flatmtl.engine.passes.base import Passes
+from lightning_flatmtl.engine.gradients.perturbation_gradients import PerturbationGradients
 from lightning_flatmtl.engine.gradients.radius import Move, move_along
+from lightning_flatmtl.engine.gradients.stats import GradientStats
+from lightning_flatmtl.engine.parameters.blocks import Blocks
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
+from lightning_flatmtl.engine.passes.base import Passes
 from lightning_flatmtl.engine.sharpness import Sharpness
 
 __all__ = ["moved", "sam_gradients"]
 
 
 @contextmanager
-def moved(layout: Layout, saved: Tensor, move: Move) -> Iterator[None]:
+def moved(layout: FlatParameters, saved: Tensor, move: Move) -> Iterator[None]:
     """Run the block at the perturbed parameters, then put the exact old values back.
 
     Args:
@@ -39,8 +40,8 @@ def moved(layout: Layout, saved: Tensor, move: Move) -> Iterator[None]:
 
 def sam_gradients(
     clean: Gradients,
-    ascent: Ascent,
-    measures: Measures,
+    ascent: PerturbationGradients,
+    measures: GradientStats,
     blocks: Blocks,
     passes: Passes,
     sharpness: Sharpness,
@@ -106,7 +107,11 @@ class _Perturbed:
     """The parameters at each task's own perturbed point."""
 
     def __init__(
-        self, ascent: Ascent, measures: Measures, blocks: Blocks, sharpness: Sharpness
+        self,
+        ascent: PerturbationGradients,
+        measures: GradientStats,
+        blocks: Blocks,
+        sharpness: Sharpness,
     ) -> None:
         self._ascent, self._measures, self._blocks = ascent, measures, blocks
         self._sharpness = sharpness
@@ -131,7 +136,7 @@ class _Perturbed:
 
     def _moved(
         self,
-        layout: Layout,
+        layout: FlatParameters,
         row: Tensor,
         rho: float,
         squared_norm: float,
@@ -153,7 +158,7 @@ class _Second:
     def __init__(
         self,
         clean: Gradients,
-        ascent: Ascent,
+        ascent: PerturbationGradients,
         blocks: Blocks,
         sharpness: Sharpness,
         here: bool,

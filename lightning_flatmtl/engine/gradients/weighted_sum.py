@@ -5,14 +5,14 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.parameters.blocks import Setting, share_of
+from lightning_flatmtl.engine.aggregation import Aggregation
 from lightning_flatmtl.engine.checks import Finite
 from lightning_flatmtl.engine.gradients.combination import bounded_factor, refuse_infinite_weights
-from lightning_flatmtl.engine.aggregation import Aggregation
-from lightning_flatmtl.engine.partition import reached_parameters
 from lightning_flatmtl.engine.gradients.penalty import Penalty, check_penalty
-from lightning_flatmtl.engine.result import StepResult
 from lightning_flatmtl.engine.gradients.surrogate import surrogate_loss
+from lightning_flatmtl.engine.parameters.blocks import Setting, share_of
+from lightning_flatmtl.engine.partition import reached_parameters
+from lightning_flatmtl.engine.result import StepResult
 
 __all__ = ["means_of", "weighted_sum"]
 
@@ -46,7 +46,9 @@ def weighted_sum(
     for (task, share), factor in zip(shares.items(), factors, strict=True):
         if task in losses:
             loss = losses[task]
-            term = share_of(loss, bounded_factor(factor * share * processes.gain, loss.dtype))
+            term = share_of(
+                loss, bounded_factor(factor * share * processes.ddp_mean_correction, loss.dtype)
+            )
             total = term if total is None else total + term
     terms = list(losses.values())
     if penalty is not None and penalty.term is not None:

@@ -5,9 +5,10 @@ layers bring their parameters together for each pass: ``torch.autograd.grad`` ca
 walking the graph does not find them. What ``backward`` leaves in ``.grad`` tells both.
 """
 
+from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -15,13 +16,13 @@ from typing_extensions import override
 
 from lightning_flatmtl.engine.autocast import outside_autocast
 from lightning_flatmtl.engine.parameters.blocks import Blocks
-from lightning_flatmtl.engine.passes.state_guards import frozen_buffers
 from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.passes.buffers import frozen_buffers
 
-__all__ = ["BackwardBlocks", "local_part", "observe_by_backward", "set_aside"]
+__all__ = ["BackwardBlocks", "HiddenBlocks", "local_part", "observe_by_backward", "set_aside"]
 
 
-class BackwardBlocks(Blocks):
+class BackwardBlocks(Blocks, ABC):
     """Blocks that are differentiated by ``backward``, with the ``.grad`` that was there set aside.
 
     Args:
@@ -42,6 +43,11 @@ class BackwardBlocks(Blocks):
         for p in self.trainable:
             p.grad = None
         return gradients
+
+
+@final
+class HiddenBlocks(BackwardBlocks):
+    """Whole parameters that the graph does not show."""
 
 
 @contextmanager

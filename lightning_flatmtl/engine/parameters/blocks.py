@@ -1,21 +1,23 @@
 """What one step works on: the shared block, a block for the head of every task, and the memory."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_flatmtl.engine.autocast import outside_autocast
-from lightning_flatmtl.engine.processes.failure import Failure
-from lightning_flatmtl.engine.parameters.flat import Layout
-from lightning_flatmtl.engine.partition import Partition
-from lightning_flatmtl.engine.processes.base import Processes, RowSums
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 from lightning_flatmtl.engine.parameters.workspace import Workspace
+from lightning_flatmtl.engine.partition import Partition
+from lightning_flatmtl.engine.processes.base import LocalRows, Processes, RowSums
+from lightning_flatmtl.engine.processes.failure import Failure
 
-__all__ = ["Blocks", "Setting", "share_of", "unscaled"]
+__all__ = ["Blocks", "GraphBlocks", "ParameterBlocks", "Setting", "share_of", "unscaled"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Setting:
         workspace: Lends what is as long as the shared block.
         failure: Keeps an error of this process until the others are told.
         scale: The loss scale of 16-bit training.
-        stand_in: The task whose loss, times zero, stands in for those that this process lacks, if
+        substitute: The task whose loss, times zero, stands in for those that this process lacks, if
             its layers wait for those of other processes.
     """
 
@@ -44,10 +46,10 @@ class Setting:
     workspace: Workspace
     failure: Failure
     scale: Tensor | None = None
-    stand_in: str | None = None
+    substitute: str | None = None
 
 
-class Blocks:
+class Blocks(ABC):
     """The parameters of one step: a shared block and a block for the head of every task.
 
     Args:
@@ -76,13 +78,13 @@ class Blocks:
         """Whether the losses are scaled, so that an overflow is to be expected."""
         return self._setting.scale is not None
 
-    def heads_of(self, tasks: Iterable[str]) -> dict[str, Layout]:
+    def heads_of(self, tasks: Iterable[str]) -> dict[str, FlatParameters]:
         """The heads of any tasks, those that this step lacks too."""
         heads = self._setting.partition.heads(tasks, self._setting.trainable)
         return {task: self._layout(head) for task, head in heads.items()}
 
-    def _layout(self, params: Sequence[Tensor]) -> Layout:
-        return Layout(params)
+    def _layout(self, params: Sequence[Tensor]) -> FlatParameters:
+        return FlatParameters(params)
 
     # Memory.
 
@@ -119,14 +121,14 @@ class Blocks:
 
     def source(self, task: str) -> str | None:
         """The task whose loss this process differentiates for ``task``; ``None`` for none."""
-        return task if self.shares[task] else self._setting.stand_in
+        return task if self.shares[task] else self._setting.substitute
 
     def differentiating(self) -> AbstractContextManager[Any]:
         """A context for all that is differentiated in a step."""
         return nullcontext()
 
     def differentiate(
-        self, task: str, loss: Tensor, layouts: Sequence[Layout], retain_graph: bool = False
+        self, task: str, loss: Tensor, layouts: Sequence[FlatParameters], retain_graph: bool = False
     ) -> list[Sequence[Tensor | None]]:
         """Gradients with respect to several blocks, in one backward pass.
 
@@ -165,17 +167,17 @@ class Blocks:
             loss = loss.float() * scale
         return unscaled(self._grad(loss, params, retain_graph), scale)
 
+    @abstractmethod
     def _grad(
         self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
     ) -> tuple[Tensor | None, ...]:
-        with outside_autocast(loss.device):
-            return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+        """The gradients of what is given."""
 
     # Columns.
 
     def row_sums(self, rows: Tensor, here: bool = False) -> RowSums:
         """The sums of ``rows`` over all processes; with ``here`` those of this process only."""
-        return RowSums(rows) if here else self.processes.row_sums(rows)
+        return LocalRows(rows) if here else self.processes.row_sums(rows)
 
     def sent(self, rows: Tensor) -> RowSums:
         """The sums of ``rows`` over all processes, all on the way."""
@@ -204,6 +206,22 @@ class Blocks:
         views = self.shared.views(direction[: self.shared.numel])
         gradients = [view if r else None for view, r in zip(views, reached, strict=True)]
         return list(self.shared.params), gradients
+
+
+class GraphBlocks(Blocks, ABC):
+    """Blocks whose graph ends in the parameters: ``torch.autograd.grad`` reaches them."""
+
+    @override
+    def _grad(
+        self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
+    ) -> tuple[Tensor | None, ...]:
+        with outside_autocast(loss.device):
+            return torch.autograd.grad(loss, params, retain_graph=retain_graph, allow_unused=True)
+
+
+@final
+class ParameterBlocks(GraphBlocks):
+    """The shared parameters and those of the heads, all of them here."""
 
 
 def unscaled(

@@ -1,21 +1,23 @@
 """The task Jacobian at the encoder's output: one backward pass of the trunk for all tasks."""
 
 from collections.abc import Sequence
+from typing import final
 
 import torch
 from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.engine.autocast import outside_autocast
-from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting, unscaled
-from lightning_flatmtl.engine.parameters.flat import Layout
+from lightning_flatmtl.engine.parameters.blocks import GraphBlocks, Setting, unscaled
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 from lightning_flatmtl.engine.partition import reached_parameters
-from lightning_flatmtl.engine.processes.base import RowSums
+from lightning_flatmtl.engine.processes.base import LocalRows, RowSums
 
 __all__ = ["FeatureBlocks"]
 
 
-class FeatureBlocks(Blocks):
+@final
+class FeatureBlocks(GraphBlocks):
     """The features in the place of the shared parameters.
 
     The rows are the tasks' gradients with respect to the features of the batch, ``d`` is their
@@ -48,9 +50,9 @@ class FeatureBlocks(Blocks):
         rests = set(setting.partition.untouched(setting.trainable, self.tasks))
         self._trunk = [p for p in setting.trainable if p in trunk and p not in rests]
         self._features = list(features)
-        self.shared = Layout(self._features)
+        self.shared = FlatParameters(self._features)
         self.heads = {
-            task: Layout([p for p in head.params if p not in trunk])
+            task: FlatParameters([p for p in head.params if p not in trunk])
             for task, head in self.heads.items()
         }
 
@@ -81,7 +83,7 @@ class FeatureBlocks(Blocks):
     @override
     def row_sums(self, rows: Tensor, here: bool = False) -> RowSums:
         # Every process has features of its own: columns that no other has.
-        return RowSums(rows)
+        return LocalRows(rows)
 
     @override
     def shared_gradients(

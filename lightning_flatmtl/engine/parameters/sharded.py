@@ -1,6 +1,8 @@
 """Parameters of which each process holds a part (FSDP2)."""
 
 from collections.abc import Sequence
+from functools import partial
+from typing import final
 
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
@@ -9,11 +11,12 @@ from typing_extensions import override
 
 from lightning_flatmtl.engine.parameters.backward import BackwardBlocks, local_part
 from lightning_flatmtl.engine.parameters.blocks import Setting
-from lightning_flatmtl.engine.parameters.flat import Layout
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 
 __all__ = ["ShardedBlocks", "reshard"]
 
 
+@final
 class ShardedBlocks(BackwardBlocks):
     """The columns of the task Jacobian that lie in this process.
 
@@ -35,29 +38,10 @@ class ShardedBlocks(BackwardBlocks):
         super().__init__(setting)
 
     @override
-    def _layout(self, params: Sequence[Tensor]) -> Layout:
-        return _ShardedLayout(params, self.module)
-
-
-class _ShardedLayout(Layout):
-    """The parts of parameters that lie in this process."""
-
-    def __init__(self, params: Sequence[Tensor], module: nn.Module) -> None:
-        super().__init__(params)
-        self.tensors = [local_part(p.detach()) for p in params]
-        self.sizes = [t.numel() for t in self.tensors]
-        self.numel = sum(self.sizes)
-        self._module = module
-
-    @override
-    def restore(self, saved: Tensor) -> None:
-        super().restore(saved)
-        reshard(self._module)  # the copies have the values from before
-
-    @override
-    def add(self, row: Tensor, factor: float, scale: Tensor | None = None) -> None:
-        super().add(row, factor, scale)
-        reshard(self._module)
+    def _layout(self, params: Sequence[Tensor]) -> FlatParameters:
+        here = [local_part(p.detach()) for p in params]
+        # The copies that layers have made have the values from before a move.
+        return FlatParameters(params, here, partial(reshard, self.module))
 
 
 def reshard(module: nn.Module) -> None:

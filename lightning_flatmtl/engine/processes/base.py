@@ -5,16 +5,18 @@ gradient: the sum of the processes' rows, each of its share. Every decision that
 made on such sums, so that all processes make the same one.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, final
 
 from torch import Tensor, nn
+from typing_extensions import override
 
 from lightning_flatmtl.engine.errors import FlatMTLError
 from lightning_flatmtl.engine.partition import Partition
 
-__all__ = ["Agreement", "Alone", "ProcessError", "Processes", "RowSums"]
+__all__ = ["Agreement", "LocalRows", "ProcessError", "Processes", "RowSums"]
 
 
 class ProcessError(FlatMTLError):
@@ -34,10 +36,8 @@ class Agreement:
     samples: dict[str, float]
 
 
-class RowSums:
+class RowSums(ABC):
     """The sums of rows over all processes; each process keeps a share of the columns.
-
-    With one process the sums are the rows themselves.
 
     Args:
         rows: The rows of this process, ``[m, width]``.
@@ -46,35 +46,64 @@ class RowSums:
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
+    @abstractmethod
     def send(self, i: int) -> None:
         """Start adding up row ``i``, which is complete now."""
 
+    @abstractmethod
     def complete(self) -> None:
         """Send the rows that have not been sent, as they are."""
 
+    @abstractmethod
     def shards(self) -> Tensor:
         """The columns ``[m, width / R]`` of the sums that this process keeps."""
-        return self.rows
 
+    @abstractmethod
     def fetch(self, i: int) -> None:
         """Start bringing the whole sum of row ``i`` here."""
 
+    @abstractmethod
     def whole(self, i: int) -> Tensor:
         """The whole sum of row ``i``, ``[width]``."""
+
+
+@final
+class LocalRows(RowSums):
+    """Rows that nobody adds to: those of one process, or that stay in it for now."""
+
+    @override
+    def send(self, i: int) -> None:
+        pass
+
+    @override
+    def complete(self) -> None:
+        pass
+
+    @override
+    def shards(self) -> Tensor:
+        return self.rows
+
+    @override
+    def fetch(self, i: int) -> None:
+        pass
+
+    @override
+    def whole(self, i: int) -> Tensor:
         return self.rows[i]
 
 
-class Processes:
-    """What one process does by itself; ``together`` does it with others."""
+class Processes(ABC):
+    """What the processes of a training agree on and sum."""
 
     size = 1
     rank = 0
-    gain = 1
+    ddp_mean_correction = 1
     """What the sum of all processes' directions is divided by on its way to the parameters."""
 
     sharded = False
     """Whether each process holds a part of every parameter; gradients are summed already then."""
 
+    @abstractmethod
     def check_plan(
         self,
         plan: tuple[int, list[str]] | None,
@@ -92,9 +121,8 @@ class Processes:
             ProcessError: If the processes are about to run different parts of a model whose layers
                 wait for each other, or if another process cannot go on.
         """
-        if error is not None:
-            raise error
 
+    @abstractmethod
     def agree(
         self,
         counts: Mapping[str, float],
@@ -120,9 +148,6 @@ class Processes:
         Raises:
             ProcessError: If another process cannot go on.
         """
-        if error is not None:
-            raise error
-        return Agreement(dict.fromkeys(counts, 1.0), dict(counts))
 
     def weight(self, share: float) -> float:
         """What a loss is to be multiplied by, for gradients that add up to those of the mean."""
@@ -138,20 +163,21 @@ class Processes:
 
     def row_sums(self, rows: Tensor) -> RowSums:
         """The sums of ``rows`` over all processes, row by row."""
-        return RowSums(rows)
+        return LocalRows(rows)
 
+    @abstractmethod
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum of ``tensor`` over all processes, in place."""
-        return tensor
 
+    @abstractmethod
     def sum_on_host(self, tensor: Tensor) -> Tensor:
         """The same for a few numbers on the CPU."""
-        return tensor
 
     def gather(self, shard: Tensor) -> Tensor:
         """The shards ``[m, width / R]`` of all processes side by side, ``[m, width]``."""
         return shard
 
+    @abstractmethod
     def means(
         self,
         losses: Mapping[str, Tensor],
@@ -168,10 +194,8 @@ class Processes:
         Raises:
             ProcessError: If another process cannot go on.
         """
-        if error is not None:
-            raise error
-        return dict(losses)
 
+    @abstractmethod
     def end(self, error: Exception | None) -> None:
         """End the step in all processes, once one of them has failed.
 
@@ -181,15 +205,11 @@ class Processes:
         Raises:
             ProcessError: If another process has failed and this one has not.
         """
-        if error is not None:
-            raise error
 
+    @abstractmethod
     def everyones(self, value: Any) -> list[Any]:
         """What every process gives, by rank; small things that can be pickled."""
-        return [value]
 
+    @abstractmethod
     def close(self) -> None:
         """Give the connection back."""
-
-
-Alone = Processes

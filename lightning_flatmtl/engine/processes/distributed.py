@@ -1,9 +1,10 @@
 """Several processes over :mod:`torch.distributed`, with whole parameters or with parts of them."""
 
+from abc import ABC
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, final
 
 import torch
 import torch.distributed as dist
@@ -13,13 +14,13 @@ from torch.distributed.fsdp import FSDPModule
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.processes.base import Agreement, ProcessError, Processes, RowSums
 
-__all__ = ["DataParallel", "Sharded", "Together", "synchronised_layers", "waiting_layers"]
+__all__ = ["DataParallel", "Distributed", "Sharded", "synchronised_layers", "waiting_layers"]
 
 _MOMENT = timedelta(seconds=5)
 """How long a process that has failed waits for others that may not come."""
 
 
-class Together(Processes):
+class Distributed(Processes, ABC):
     """What the processes of a group of :mod:`torch.distributed` agree on and sum, in common.
 
     Args:
@@ -149,12 +150,12 @@ class Together(Processes):
         partition: Partition,
         named: Mapping[str, nn.Parameter],
     ) -> None:
-        found = list(counts), partition.state_dict(named), partition.hides
+        found = list(counts), partition.state_dict(named), partition.needs_backward
         everyones = self.everyones(found)
         for tasks, _, _ in everyones:
             self._tasks += [task for task in tasks if task not in self._tasks]
         partition.merge([state for _, state, _ in everyones], named)
-        partition.hides = any(hides for _, _, hides in everyones)
+        partition.needs_backward = any(hides for _, _, hides in everyones)
         self._changes = partition.changes
 
     def everyones(self, value: Any) -> list[Any]:
@@ -197,16 +198,17 @@ class Together(Processes):
             dist.destroy_process_group(self._host)
 
 
-class DataParallel(Together):
+@final
+class DataParallel(Distributed):
     """Processes with whole parameters (DDP): each keeps the sums of its share of the columns.
 
     Args:
-        timeout: See :class:`Together`.
+        timeout: See :class:`Distributed`.
     """
 
     def __init__(self, timeout: float = 1800.0) -> None:
         super().__init__(timeout)
-        self.gain = self.size  # the backward pass takes the mean of the processes
+        self.ddp_mean_correction = self.size  # the backward pass takes the mean of the processes
 
     def width(self, columns: int) -> int:
         """See :meth:`Processes.width`."""
@@ -229,14 +231,15 @@ class DataParallel(Together):
         return pieces.view(self.size, m, share).movedim(0, 1).reshape(m, self.size * share)
 
 
-class Sharded(Together):
+@final
+class Sharded(Distributed):
     """Processes each of which holds a part of every parameter (FSDP2).
 
     The layers bring the parameters together for each pass and sum up their gradients after it: each
     process has its part of the finished rows, and the engine only adds up inner products.
 
     Args:
-        timeout: See :class:`Together`.
+        timeout: See :class:`Distributed`.
     """
 
     sharded = True
@@ -290,6 +293,7 @@ class _Fetched:
     work: Any
 
 
+@final
 class _SharedRowSums(RowSums):
     """Reduce-scatter of each row as soon as it is complete, beside the next backward pass."""
 

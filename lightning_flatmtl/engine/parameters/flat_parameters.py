@@ -1,14 +1,14 @@
 """A list of parameters as one flat vector: the columns of the task Jacobian."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Layout"]
+__all__ = ["FlatParameters"]
 
 
-class Layout:
+class FlatParameters:
     """Where each parameter lies in a row of the task Jacobian.
 
     Rows are written and read as whole vectors, because on a large trunk the step's own cost is
@@ -16,21 +16,29 @@ class Layout:
 
     Args:
         params: The parameters in the order of the columns, all on one device.
+        tensors: The parts of their values that lie here, where they are sharded.
+        after_move: To be called when the values have changed.
 
     Example:
         >>> import torch
-        >>> layout = Layout(list(torch.nn.Linear(2, 3).parameters()))
+        >>> layout = FlatParameters(list(torch.nn.Linear(2, 3).parameters()))
         >>> layout.numel
         9
         >>> [tuple(v.shape) for v in layout.views(torch.arange(9.0))]
         [(3, 2), (3,)]
     """
 
-    def __init__(self, params: Sequence[Tensor]) -> None:
+    def __init__(
+        self,
+        params: Sequence[Tensor],
+        tensors: Sequence[Tensor] | None = None,
+        after_move: Callable[[], None] | None = None,
+    ) -> None:
         self.params: list[Tensor] = list(params)
-        self.tensors = self.params
+        self.tensors = self.params if tensors is None else list(tensors)
         """Where their values lie; a part of each where parameters are sharded."""
-        self.sizes = [p.numel() for p in self.params]
+        self._after_move = after_move
+        self.sizes = [t.numel() for t in self.tensors]
         self.numel = sum(self.sizes)
         if any(p.is_complex() for p in self.params):
             raise ValueError(
@@ -59,7 +67,7 @@ class Layout:
             dtype = torch.promote_types(dtype, p.dtype)
         return dtype
 
-    def same_as(self, other: "Layout") -> bool:
+    def same_as(self, other: "FlatParameters") -> bool:
         """Whether ``other`` has the same parameters in the same order."""
         pairs = zip(self.params, other.params, strict=False)
         return len(self.params) == len(other.params) and all(a is b for a, b in pairs)
@@ -125,6 +133,8 @@ class Layout:
         """Put the values of :meth:`save` back, bit for bit."""
         if self.params:
             torch._foreach_copy_(self.tensors, self.views(saved))
+        if self._after_move is not None:
+            self._after_move()
 
     @torch.no_grad()
     def add(self, row: Tensor, factor: float, scale: Tensor | None = None) -> None:
@@ -134,5 +144,7 @@ class Layout:
         # In the precision of the row: 16 bits may hold neither its entries nor the factor.
         if scale is None:
             torch._foreach_add_(self.tensors, self.views(row), alpha=factor)
-            return
-        torch._foreach_addcmul_(self.tensors, self.views(scale), self.views(row), factor)
+        else:
+            torch._foreach_addcmul_(self.tensors, self.views(scale), self.views(row), factor)
+        if self._after_move is not None:
+            self._after_move()

@@ -6,62 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lightning_flatmtl.engine.parameters.blocks import Blocks, share_of
 from lightning_flatmtl.engine.checks import Finite
 from lightning_flatmtl.engine.gradients.gram import gram_matrix, squared_norms
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
-from lightning_flatmtl.engine.sharpness import Sharpness
+from lightning_flatmtl.engine.gradients.perturbation_gradients import PerturbationGradients
+from lightning_flatmtl.engine.parameters.blocks import Blocks, share_of
 
-__all__ = ["Ascent", "Measures", "ascends_together", "measure", "measure_second"]
-
-
-class Ascent:
-    """The gradients that the parameters are perturbed along.
-
-    Those of the tasks, whose sums over all processes are brought here; or, for a local
-    perturbation, this process's share of them. With one process they are the same.
-
-    Args:
-        clean: The clean gradients.
-        blocks: The parameters.
-        sharpness: The perturbation; ``None`` if there is none.
-    """
-
-    def __init__(self, clean: Gradients, blocks: Blocks, sharpness: Sharpness | None) -> None:
-        processes = blocks.processes
-        self.adaptive = sharpness is not None and sharpness.adaptive
-        self.summed = ascends_together(blocks, sharpness)
-        self.local = sharpness is not None and _apart(blocks) and not self.summed
-        self._clean = clean
-        self._columns = blocks.shared.numel
-        self.heads = clean.heads
-        if self.summed:
-            parts = list(clean.heads.values())
-            summed = torch.split(processes.sum(torch.cat(parts)), [len(part) for part in parts])
-            self.heads = dict(zip(clean.heads, summed, strict=True))
-
-    def fetch(self, i: int) -> None:
-        """Start bringing row ``i`` here."""
-        if self.summed and i < len(self._clean.shared):
-            self._clean.sums.fetch(i)
-
-    def row(self, i: int) -> Tensor:
-        """The row ``[d]`` of the shared block for task ``i``."""
-        row = self._clean.sums.whole(i) if self.summed else self._clean.shared[i]
-        return row[: self._columns]
-
-
-def ascends_together(blocks: Blocks, sharpness: Sharpness | None) -> bool:
-    """Whether the perturbation is along sums over several processes."""
-    return sharpness is not None and _apart(blocks) and sharpness.perturbation == "global"
-
-
-def _apart(blocks: Blocks) -> bool:
-    return blocks.processes.size > 1 and not blocks.processes.sharded
+__all__ = ["GradientStats", "measure", "measure_second"]
 
 
 @dataclass(frozen=True)
-class Measures:
+class GradientStats:
     """What the host needs to know of the clean gradients, fetched in one transfer.
 
     All but the squares of a local perturbation are the same in all processes.
@@ -107,10 +62,10 @@ class Measures:
 @torch.no_grad()
 def measure(
     gradients: Gradients,
-    ascent: Ascent,
+    ascent: PerturbationGradients,
     losses: Mapping[str, Tensor],
     blocks: Blocks,
-) -> Measures:
+) -> GradientStats:
     """Gram, losses and norms of the clean gradients.
 
     Args:
@@ -158,7 +113,7 @@ def measure(
     if processes.size > 1:
         blocks.failure.tell(float(found["failed"]))
     gram = found["gram"].view(m, m)
-    return Measures(
+    return GradientStats(
         gram=gram,
         losses=found["losses"],
         heads=found["heads"],
@@ -192,7 +147,7 @@ def measure_second(gradients: Gradients, blocks: Blocks) -> Tensor:
     return found
 
 
-def _head_squares(ascent: Ascent, blocks: Blocks, adaptive: bool) -> Tensor:
+def _head_squares(ascent: PerturbationGradients, blocks: Blocks, adaptive: bool) -> Tensor:
     pairs = [(ascent.heads[task], head) for task, head in blocks.heads.items()]
     return torch.cat(
         [squared_norms(g[None], head.values() if adaptive else None) for g, head in pairs]

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_flatmtl.engine.parameters.flat import Layout
 from lightning_flatmtl.engine.gradients.perturbation import moved
 from lightning_flatmtl.engine.gradients.radius import Move
+from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 
 
 def params() -> list[nn.Parameter]:
@@ -20,7 +20,7 @@ def params() -> list[nn.Parameter]:
 
 def test_write_and_views_are_inverse() -> None:
     ps = params()
-    layout = Layout(ps)
+    layout = FlatParameters(ps)
     row = layout.flatten([p.detach() * 2 for p in ps])
     assert row.shape == (11,)
     for view, p in zip(layout.views(row), ps, strict=True):
@@ -28,7 +28,7 @@ def test_write_and_views_are_inverse() -> None:
 
 
 def test_a_missing_gradient_is_zero_in_rows_and_minus_the_base_in_differences() -> None:
-    layout = Layout(params())
+    layout = FlatParameters(params())
     gradients = [torch.ones(3, 2), None, torch.ones(4)]
     row = layout.flatten(gradients)
     assert row.tolist() == [1.0] * 6 + [0.0] + [1.0] * 4
@@ -40,7 +40,7 @@ def test_a_missing_gradient_is_zero_in_rows_and_minus_the_base_in_differences() 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_moved_comes_back_bit_for_bit_after_an_error(dtype: torch.dtype) -> None:
     ps = [nn.Parameter(p.detach().to(dtype)) for p in params()]
-    layout = Layout(ps)
+    layout = FlatParameters(ps)
     before = [p.detach().clone() for p in ps]
     row = torch.rand(11).to(layout.dtype) + 0.5
 
@@ -56,17 +56,19 @@ def test_moved_comes_back_bit_for_bit_after_an_error(dtype: torch.dtype) -> None
 
 def test_adaptive_move_scales_by_the_squared_values() -> None:
     ps = params()
-    layout = Layout(ps)
+    layout = FlatParameters(ps)
     row, values = torch.arange(11.0), layout.values()
     with moved(layout, values, Move(row, 0.1, values**2)):
         torch.testing.assert_close(layout.values(), values + 0.1 * values**2 * row)
 
 
 def test_half_precision_rows_are_float32() -> None:
-    assert Layout([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]).dtype == torch.float32
-    assert Layout([nn.Parameter(torch.ones(2, dtype=torch.float64))]).dtype == torch.float64
+    assert (
+        FlatParameters([nn.Parameter(torch.ones(2, dtype=torch.bfloat16))]).dtype == torch.float32
+    )
+    assert FlatParameters([nn.Parameter(torch.ones(2, dtype=torch.float64))]).dtype == torch.float64
 
 
 def test_two_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="on one device, got \\['cpu', 'meta'\\]"):
-        Layout([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1, device="meta"))])
+        FlatParameters([nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1, device="meta"))])

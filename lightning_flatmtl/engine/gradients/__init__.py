@@ -1,0 +1,1 @@
+"""The task gradients: measured, perturbed, aggregated, handed to Lightning."""

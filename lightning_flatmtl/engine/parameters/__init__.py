@@ -1,0 +1,1 @@
+"""The columns of the task Jacobian: shared block, heads, features, shards."""

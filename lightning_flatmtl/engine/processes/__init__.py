@@ -1,0 +1,1 @@
+"""The processes that share a step: one, data-parallel ones, sharded ones."""

@@ -1,0 +1,1 @@
+"""How a step enters Lightning: what is behind both hosts, manual and automatic."""
