@@ -24,7 +24,7 @@ _HOMES = {
     "TaskSAM": "sharpness",
 }
 _ROOMS = {
-    "aggregators", "cli", "data", "engine", "functional", "metrics", "models", "module",
+    "aggregators", "cli", "data", "engine", "functional", "hosting", "metrics", "models", "module",
     "sharpness", "takeover", "task",
 }  # fmt: skip
 

@@ -1,11 +1,12 @@
 """MultiTaskModule: the Lightning side of a step."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
@@ -28,23 +29,15 @@ from lightning_flatmtl.engine.passes.failed import FailedPasses
 from lightning_flatmtl.engine.passes.inputs import Inputs
 from lightning_flatmtl.functional.delta_m import check_delta_m, delta_m
 from lightning_flatmtl.hosting.batches import batch_size, is_pair, per_task, target_names
+from lightning_flatmtl.hosting.fit import Fit
+from lightning_flatmtl.hosting.host import Host
 from lightning_flatmtl.hosting.labels import noted_labels, noted_nan
 from lightning_flatmtl.hosting.manual import ManualOptimization
-from lightning_flatmtl.hosting.muting import metrics_unmoved
 from lightning_flatmtl.hosting.names import nearest
+from lightning_flatmtl.hosting.refusals import refuse_unfit_gradients
 from lightning_flatmtl.hosting.reports import FitReports
 from lightning_flatmtl.hosting.schedulers import SchedulerCallable
 from lightning_flatmtl.hosting.task_metrics import TaskMetrics, log_name
-from lightning_flatmtl.hosting.trainer import (
-    Host,
-    accumulates,
-    aggregator_of,
-    loss_scale,
-    optimized,
-    processes_of,
-    sharpness_of,
-)
-from lightning_flatmtl.hosting.watch import TrainingWatch
 from lightning_flatmtl.metrics import load_baselines
 from lightning_flatmtl.task import Task
 
@@ -125,19 +118,6 @@ class MultiTaskModule(LightningModule, Host):
         {'a': (2, 1), 'b': (2, 3)}
     """
 
-    second_pass: bool
-    """Whether the model is being run at perturbed parameters; what must happen once a batch, such
-    as writing to ``self.logger.experiment``, asks this first. ``self.log`` and metrics do."""
-
-    last_step: StepResult | None
-    """Losses and Gram matrices of the latest training step; ``None`` before the first."""
-
-    engine: MultiTaskStep
-    """The engine of the present fit; ``engine.partition`` knows what is shared."""
-
-    watch: TrainingWatch
-    """Speaks up about absent tasks, dead gradients and parameters that nothing reaches."""
-
     def __init__(
         self,
         encoder: nn.Module | None = None,
@@ -198,11 +178,7 @@ class MultiTaskModule(LightningModule, Host):
         self.gradients = gradients
         self._loader = 0
         self._labels: dict[str, int] = {}  # how many samples of the batch have one, by task
-        self.second_pass = False
-        self.last_step = None
-        # The batches of an update that the aggregator looks at again, and their labels.
-        self._latest: list[tuple[Inputs, dict[str, int]]] = []
-        self.start_fit()
+        self._fit = Fit(tasks=[task.name for task in self.tasks])
 
     # What the model is: override these to change less than everything.
 
@@ -293,33 +269,22 @@ class MultiTaskModule(LightningModule, Host):
         """One step of Algorithm 1 with the Trainer's aggregator and TaskSAM."""
         self._loader = 0
         self._labels = {}
-        sharpness = self.sharpness
         if self.engine.processes.size > 1:
             self._log_in_step("train")
-        scale = loss_scale(self.trainer, self)
         passes = self._read(batch, batch_idx)
-        place = self._manual.place(self.trainer, batch_idx) if self._accumulates else ALONE
-        if self.aggregator is not None and self.aggregator.needs_losses_after_step:
-            self._latest = [] if place.first else self._latest
-            self._latest.append((Inputs(batch, batch_idx), self._labels))
-            self._latest[-1][0].take()  # the step gets the batch itself
+        accumulates = self._fit.accumulates
+        place = self._manual.place(self.trainer, batch_idx) if accumulates else ALONE
+        if self._fit.needs_losses_after_step:
+            inputs = Inputs(batch, batch_idx)
+            inputs.take()  # the step gets the batch itself
+            self._fit.keep(partial(self._passes_again, inputs, self._labels), place)
         if self._overrides("penalty"):
             passes.penalty = lambda: self.penalty(batch, batch_idx)
-        last = self.trainer.is_last_batch
-        trained = optimized(self.trainer)
         with noted_nan(batch, self.tasks):
-            result = self.engine(
-                self, passes, self.aggregator, sharpness, scale, last, trained, place
-            )
-        self._manual.optimize(self, result, batch_idx, accumulated=self._accumulates)
-        self.last_step = None if result is None else result.detached()
-        if result is None or result.skipped:
-            self.watch.skip()
+            result = self._fit.run(self, passes, place)
+        self._manual.optimize(self, result, batch_idx, accumulates)
         if result is None:
             return None
-        if self.aggregator is not None and not self.tasks:
-            self.aggregator.note_tasks(result.losses, whole=last)
-        self.watch.after_step(result, self.engine.partition, self, sharpness)
         self._log_losses("train", result.losses, batch)
         if result.penalty is not None:
             self.log(log_name("train", "penalty"), result.penalty, batch_size=batch_size(batch))
@@ -383,55 +348,58 @@ class MultiTaskModule(LightningModule, Host):
                 update are run instead, as they were before it.
             batch_idx: Its index.
         """
-        again = self._latest_passes() if self._latest else [self._passes(batch, batch_idx)]
-        precision = self.trainer.precision_plugin
-        # With gradients: the losses of an energy or a PINN differentiate inside.
-        with torch.enable_grad(), precision.forward_context():
-            return self.engine.means(again)
+        return self._fit.losses_again(self, partial(self._passes, batch, batch_idx))
 
-    def _latest_passes(self) -> Iterator[Passes]:
-        for inputs, labels in self._latest:
-            self._labels = labels
-            args, _ = inputs.take()
-            yield self._passes(*args)
+    def _passes_again(self, inputs: Inputs, labels: dict[str, int]) -> Passes:
+        self._labels = labels
+        args, _ = inputs.take()
+        return self._passes(*args)
+
+    # What the present fit has; that of the last one, if there is none.
 
     @property
-    def has_method(self) -> bool:
-        """Whether an aggregator or a TaskSAM decides the step, or it is the plain sum."""
-        return self.aggregator is not None or self.sharpness is not None
+    def engine(self) -> MultiTaskStep:
+        """The engine; ``engine.partition`` knows what is shared."""
+        return self._fit.engine
 
     @property
     def aggregator(self) -> Aggregator | None:
         """The aggregator among the Trainer's callbacks."""
-        aggregator: Aggregator | None = self._method[0]
+        aggregator: Aggregator | None = self._fit.aggregator
         return aggregator
 
     @property
     def sharpness(self) -> Sharpness | None:
         """The settings of the TaskSAM among the Trainer's callbacks."""
-        return self._method[1]
+        return self._fit.sharpness
+
+    @property
+    def last_step(self) -> StepResult | None:
+        """Losses and Gram matrices of the latest training step; ``None`` before the first."""
+        return self._fit.last_step
+
+    @property
+    def second_pass(self) -> bool:
+        """Whether the model is being run at perturbed parameters.
+
+        What must happen once a batch, such as writing to ``self.logger.experiment``, asks this
+        first. ``self.log`` and metrics do.
+        """
+        return self._fit.second_pass
 
     # Inside.
 
-    def start_fit(self) -> None:
-        """Forget what an earlier fit found out; called before the first batch of every fit."""
-        trainer = self._trainer
-        names = [task.name for task in self.tasks]
-        processes = None if trainer is None else processes_of(trainer)
-        self.engine = MultiTaskStep(processes=processes, tasks=names)
-        self.watch = TrainingWatch(names)
-        # Kept, because a learning-rate finder trains with callbacks of its own.
-        self._method = (
-            (None, None) if trainer is None else (aggregator_of(trainer), sharpness_of(trainer))
-        )
+    @override
+    def start_fit(self, trainer: Trainer) -> Fit:
+        if self._fit.has_method:
+            self._fit.close()
+        self._fit = Fit(trainer, [task.name for task in self.tasks])
+        if self._fit.has_method:
+            share = self._manual.accumulate_grad_batches
+            refuse_unfit_gradients(self.gradients, self.sharpness, share)
+        return self._fit
 
-    def end_fit(self) -> None:
-        """Give the memory of the steps back; what was found out stays."""
-        self.engine.processes.close()
-        self.engine = MultiTaskStep(self.engine.partition)
-        self._method = (None, None)
-        self._latest = []
-
+    @override
     def declare_partition(self) -> None:
         """Begin with the parameters that the module declares; called once they all exist."""
         heads = {task.name: self.task_parameters(task) for task in self.tasks}
@@ -440,6 +408,7 @@ class MultiTaskModule(LightningModule, Host):
             {t: params for t, params in heads.items() if params is not None},
         )
 
+    @override
     def relative_improvement(self, stage: str, loader: int = 0) -> float | None:
         """Delta_m of the epoch, ``None`` without baselines or while a metric has no value."""
         fed = self.baselines is not None and self.task_metrics.fed(stage, loader, self.trainer)
@@ -449,23 +418,10 @@ class MultiTaskModule(LightningModule, Host):
         return delta_m(values, self.baselines, self.task_metrics.directions)
 
     @property
+    @override
     def compilable(self) -> tuple[str, ...]:
         """The methods that ``torch.compile(module)`` is to compile in training."""
         return ("losses",) if self._overrides("losses") else ("encode", "task_output")
-
-    @property
-    def batches_per_update(self) -> int:
-        """How many batches make one update; fewer at the end of an epoch."""
-        return self._manual.accumulate_grad_batches
-
-    @property
-    def _accumulates(self) -> bool:
-        """Whether task gradients are accumulated, or the plain sum as in any training."""
-        return accumulates(self.aggregator, self.sharpness)
-
-    @property
-    def _runs_again(self) -> bool:
-        return self.sharpness is not None and self.sharpness.active
 
     @property
     def _stage(self) -> str | None:
@@ -484,7 +440,7 @@ class MultiTaskModule(LightningModule, Host):
         """
         try:
             if not (self._overrides("losses") or self._overrides("task_loss")):
-                self.watch.saw_targets(target_names(batch))
+                self._fit.watch.saw_targets(target_names(batch))
             return self._passes(batch, batch_idx)
         except Exception as error:
             if self.engine.processes.size == 1:
@@ -493,7 +449,7 @@ class MultiTaskModule(LightningModule, Host):
 
     def _passes(self, batch: Any, batch_idx: int) -> Passes:
         if self._overrides("losses"):
-            inputs = Inputs(batch, batch_idx) if self._runs_again else None
+            inputs = Inputs(batch, batch_idx) if self._fit.runs_again else None
 
             def losses() -> Mapping[str, Tensor]:
                 args = (batch, batch_idx) if inputs is None else inputs.take()[0]
@@ -550,14 +506,8 @@ class MultiTaskModule(LightningModule, Host):
             lambda task: self._samples(batch, task),
         )
 
-    @contextmanager
-    def _muted(self) -> Iterator[None]:
-        self.second_pass = True
-        try:
-            with metrics_unmoved(self):
-                yield
-        finally:
-            self.second_pass = False
+    def _muted(self) -> AbstractContextManager[None]:
+        return self._fit.muted(self)
 
     def _evaluate(self, stage: str, batch: Any, batch_idx: int, loader: int) -> None:
         self._loader = loader

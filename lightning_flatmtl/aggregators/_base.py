@@ -25,7 +25,7 @@ from lightning_flatmtl.engine.gradients.combination import (
 )
 from lightning_flatmtl.functional._gram import refuse_unreadable
 from lightning_flatmtl.hosting.callback import MethodCallback
-from lightning_flatmtl.hosting.trainer import Host
+from lightning_flatmtl.hosting.host import Host
 
 __all__ = ["Aggregator", "GramAggregator", "LossWeighting"]
 
@@ -67,7 +67,7 @@ class Aggregator(MethodCallback, ABC):
     _loaded: LoadedTasks | None = None
     """The tasks of the loaded state, to be compared with those that come."""
 
-    _fit: tuple[weakref.ref[Trainer], weakref.ref[LightningModule]] | None = None
+    _trained: tuple[weakref.ref[Trainer], weakref.ref[LightningModule]] | None = None
     """Who is trained, or was last."""
 
     _in_run = False
@@ -245,12 +245,15 @@ class Aggregator(MethodCallback, ABC):
 
     def _begin_fit(self, trainer: Trainer, module: LightningModule) -> None:
         """Forget what was learned in a fit of others, and know the tasks of this one."""
-        same = self._fit is not None and (self._fit[0](), self._fit[1]()) == (trainer, module)
+        same = self._trained is not None and (self._trained[0](), self._trained[1]()) == (
+            trainer,
+            module,
+        )
         if not same and not self._given:
             self._refuse_lasting_state()
             self.reset()
         self._given = False
-        self._fit = weakref.ref(trainer), weakref.ref(module)
+        self._trained = weakref.ref(trainer), weakref.ref(module)
         declared = getattr(module, "tasks", ()) if isinstance(module, Host) else ()
         if declared or not same:
             self._tasks = tuple(str(task) for task in declared)
@@ -260,7 +263,7 @@ class Aggregator(MethodCallback, ABC):
 
     def _refuse_lasting_state(self) -> None:
         kind = type(self)
-        if self._fit is None or kind.reset is not Aggregator.reset or not self.get_state():
+        if self._trained is None or kind.reset is not Aggregator.reset or not self.get_state():
             return
         raise MisconfigurationException(
             f"{kind.__name__} still has the state of an earlier fit, and no `reset` to forget it. "
@@ -324,7 +327,7 @@ class Aggregator(MethodCallback, ABC):
     def __getstate__(self) -> dict[str, Any]:
         # A copy has been in no fit.
         state = super().__getstate__()
-        return {k: v for k, v in state.items() if k not in ("_fit", "_in_run")}
+        return {k: v for k, v in state.items() if k not in ("_trained", "_in_run")}
 
     def _repr_arguments(self) -> dict[str, Any]:
         """The constructor's arguments, for :func:`repr`."""

@@ -6,14 +6,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.optim import Optimizer
 from typing_extensions import override
 
-from lightning_flatmtl.hosting.random_streams import RandomStreams
+from lightning_flatmtl.hosting.automatic import TakeOver
+from lightning_flatmtl.hosting.fit import Fit
+from lightning_flatmtl.hosting.host import Host
 from lightning_flatmtl.hosting.refusals import refuse_second
-from lightning_flatmtl.hosting.trainer import Host
-from lightning_flatmtl.takeover import TakeOver
 
 __all__ = ["MethodCallback"]
-
-_KEY = "lightning_flatmtl.partition"
 
 
 class MethodCallback(Callback):
@@ -29,25 +27,25 @@ class MethodCallback(Callback):
 
     _taken: TakeOver | None = None
 
-    _streams: RandomStreams | None = None
-    """The random streams of the module that is, or was, taken over."""
+    _fit: Fit | None = None
+    """That of the module that is, or was, taken over."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         refuse_second(self.role, trainer)
-        if stage == "fit" and not isinstance(pl_module, Host) and self._leads(trainer):
+        if stage != "fit":
+            return
+        self._fit = None
+        if not isinstance(pl_module, Host) and self._leads(trainer):
             self._taken = TakeOver(trainer, pl_module)
-            self._streams = RandomStreams()
-            self._streams.begin()
-        elif stage == "fit":
-            self._streams = None
+            self._fit = self._taken.fit
+            self._fit.begin(trainer)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._taken is not None:
             self._taken.declare_shared()
-        if self._streams is not None:
-            self._streams.put_back(trainer, pl_module)
+            self._taken.fit.streams.put_back(trainer, pl_module)
 
     @override
     def on_before_zero_grad(
@@ -68,20 +66,20 @@ class MethodCallback(Callback):
         # At the end of the epoch the first process may already be in its progress bar's metrics,
         # which wait for the others too.
         if trainer.is_last_batch:
-            self._exchange_streams(trainer, pl_module)
+            self._exchange_streams(pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._taken is not None:
-            self._taken.after_epoch()
+            self._taken.fit.after_epoch(pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._exchange_streams(trainer, pl_module)
+        self._exchange_streams(pl_module)
 
-    def _exchange_streams(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._taken is not None and self._streams is not None:
-            self._streams.exchange(trainer, pl_module, self._taken.engine.processes)
+    def _exchange_streams(self, pl_module: LightningModule) -> None:
+        if self._taken is not None:
+            self._taken.fit.exchange_streams(pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -97,19 +95,15 @@ class MethodCallback(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._taken is not None:
-            checkpoint[_KEY] = self._taken.state_dict()
-        if self._streams is not None:
-            self._streams.save(trainer, pl_module, checkpoint)
+        if self._fit is not None:
+            self._fit.save(pl_module, checkpoint)
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if self._streams is not None:
-            self._streams.load(trainer, pl_module, checkpoint)
-        if self._taken is not None and _KEY in checkpoint:
-            self._taken.load_state_dict(checkpoint[_KEY])
+        if self._fit is not None:
+            self._fit.load(pl_module, checkpoint)
 
     def _leads(self, trainer: Trainer) -> bool:
         callbacks = trainer.callbacks  # type: ignore[attr-defined]
@@ -122,4 +116,5 @@ class MethodCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy has taken nothing over, and is no part of the module whose `log` Lightning lends.
-        return {k: v for k, v in vars(self).items() if k not in ("_taken", "log", "log_dict")}
+        own = ("_taken", "_fit", "log", "log_dict")
+        return {k: v for k, v in vars(self).items() if k not in own}

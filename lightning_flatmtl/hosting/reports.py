@@ -1,80 +1,61 @@
 """What a MultiTaskModule does around its batches: begin a fit, close epochs, keep findings."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from lightning_flatmtl.hosting.compiling import CompiledParts, SeveralBackwards
-from lightning_flatmtl.hosting.random_streams import RandomStreams
-from lightning_flatmtl.hosting.refusals import (
-    refuse_unfit_gradients,
-    refuse_unfit_trainer,
-    warn_of_lost_scale,
-)
-
-if TYPE_CHECKING:
-    from lightning_flatmtl.module import MultiTaskModule
+from lightning_flatmtl.hosting.compiling import CompiledParts
+from lightning_flatmtl.hosting.fit import Fit
+from lightning_flatmtl.hosting.host import Host
 
 __all__ = ["FitReports"]
 
-_KEY = "lightning_flatmtl.partition"
-
 
 class FitReports(Callback):
-    """Relative improvement and absent tasks at the end of epochs; the partition in checkpoints.
+    """Begins and ends a fit; relative improvement and absent tasks at the end of epochs.
 
     A callback, so that it keeps working when the module overrides hooks.
     """
 
     def __init__(self) -> None:
-        self._borrowed: list[SeveralBackwards | CompiledParts] = []
+        self._compiled: CompiledParts | None = None
         self._of_training: dict[str, float] = {}
-        self._streams = RandomStreams()
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
-        module = _typed(pl_module)
-        module.start_fit()
-        self._streams.begin()
-        if module.has_method:
-            refuse_unfit_trainer(trainer)
-            refuse_unfit_gradients(module.gradients, module.sharpness, module.batches_per_update)
-            warn_of_lost_scale(module.aggregator, module.sharpness)
-            self._borrowed = [SeveralBackwards()]
-        self._borrowed.append(CompiledParts(pl_module, module.compilable))
+        host = _host(pl_module)
+        host.start_fit(trainer).begin(trainer)
+        self._compiled = CompiledParts(pl_module, host.compilable)
 
     @override
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        _typed(pl_module).declare_partition()
-        self._streams.put_back(trainer, pl_module)
+        _host(pl_module).declare_partition()
+        _fit(pl_module).streams.put_back(trainer, pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
-            self._give_back()
-            _typed(pl_module).end_fit()
+            self._end(pl_module)
 
     @override
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        self._give_back()
-        _typed(pl_module).end_fit()
+        self._end(pl_module)
 
-    def _give_back(self) -> None:
-        while self._borrowed:
-            self._borrowed.pop().release()
+    def _end(self, pl_module: LightningModule) -> None:
+        if self._compiled is not None:
+            self._compiled.release()
+            self._compiled = None
+        _fit(pl_module).close()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        module = _typed(pl_module)
-        module.watch.after_epoch(module.engine.partition, module, _whole_epoch(trainer))
-        for name, count in module.watch.epoch_counts().items():
-            module.log(name, count)
+        _fit(pl_module).after_epoch(pl_module, _whole_epoch(trainer))
         if trainer.world_size == 1:
             self._of_training = self._improvements(pl_module, "train")
         self._log(pl_module, self._of_training)
@@ -88,7 +69,7 @@ class FitReports(Callback):
         # already be in the metrics of its progress bar.
         if trainer.world_size > 1 and trainer.is_last_batch:
             self._of_training = self._improvements(pl_module, "train")
-            self._streams.exchange(trainer, pl_module, _typed(pl_module).engine.processes)
+            _fit(pl_module).exchange_streams(pl_module)
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -96,7 +77,7 @@ class FitReports(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._streams.exchange(trainer, pl_module, _typed(pl_module).engine.processes)
+        _fit(pl_module).exchange_streams(pl_module)
 
     @override
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -104,7 +85,7 @@ class FitReports(Callback):
 
     def _improvements(self, pl_module: LightningModule, stage: str) -> dict[str, float]:
         """Delta_m of an epoch by the name to log it under; empty without baselines."""
-        module = _typed(pl_module)
+        module = _host(pl_module)
         if module.baselines is None:
             return {}
         loaders = module.task_metrics.fed_loaders(stage, pl_module.trainer)
@@ -125,22 +106,21 @@ class FitReports(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        named = dict(pl_module.named_parameters())
-        checkpoint[_KEY] = _typed(pl_module).engine.partition.state_dict(named)
-        self._streams.save(trainer, pl_module, checkpoint)
+        _fit(pl_module).save(pl_module, checkpoint)
 
     @override
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        self._streams.load(trainer, pl_module, checkpoint)
-        if _KEY in checkpoint:
-            named = dict(pl_module.named_parameters())
-            _typed(pl_module).engine.partition.load_state_dict(checkpoint[_KEY], named)
+        _fit(pl_module).load(pl_module, checkpoint)
 
 
-def _typed(module: LightningModule) -> "MultiTaskModule":
-    return cast("MultiTaskModule", module)
+def _host(module: LightningModule) -> Host:
+    return cast(Host, module)
+
+
+def _fit(module: LightningModule) -> Fit:
+    return _host(module)._fit
 
 
 def _whole_epoch(trainer: Trainer) -> bool:

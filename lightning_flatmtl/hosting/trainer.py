@@ -12,8 +12,6 @@ from lightning_flatmtl.engine.processes.distributed import DataParallel, Sharded
 from lightning_flatmtl.engine.processes.single import SingleProcess
 
 __all__ = [
-    "Host",
-    "accumulates",
     "aggregator_of",
     "kinds_of",
     "loss_scale",
@@ -25,10 +23,6 @@ __all__ = [
 
 WHOLE, SHARDING = "DDPStrategy", "ModelParallelStrategy"
 """The strategies under which several processes train with whole parameters, and with parts."""
-
-
-class Host:
-    """Marks the modules that run Algorithm 1 with the callbacks of their Trainer."""
 
 
 def of_role(trainer: Trainer, role: str) -> list[Any]:
@@ -45,13 +39,6 @@ def aggregator_of(trainer: Trainer) -> Any:
 def sharpness_of(trainer: Trainer) -> Sharpness | None:
     """The settings of the TaskSAM among the Trainer's callbacks, ``None`` if there is none."""
     return next((c.sharpness for c in of_role(trainer, "TaskSAM")), None)
-
-
-def accumulates(aggregator: Any, sharpness: Sharpness | None) -> bool:
-    """Whether batches are accumulated task by task, or summed up as in plain training."""
-    if sharpness is not None and sharpness.active:
-        return True
-    return aggregator is not None and not aggregator.is_plain_sum
 
 
 def loss_scale(trainer: Trainer, module: LightningModule) -> Tensor | None:
