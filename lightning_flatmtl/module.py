@@ -395,7 +395,7 @@ class MultiTaskModule(LightningModule, Host):
             self._fit.close()
         self._fit = Fit(trainer, [task.name for task in self.tasks])
         if self._fit.has_method:
-            share = self._manual.accumulate_grad_batches
+            share = self._manual.accumulate_grad_batches if self._fit.accumulates else 1
             refuse_unfit_gradients(self.gradients, self.sharpness, share)
         return self._fit
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_flatmtl.engine.aggregation import Aggregation, SumOfLosses
-from lightning_flatmtl.engine.checks import check_graphs
+from lightning_flatmtl.engine.clean_pass import CleanPass, substitute_task
 from lightning_flatmtl.engine.errors import ScaledOverflowError
 from lightning_flatmtl.engine.gradients.accumulation import ALONE, Accumulation, Place
 from lightning_flatmtl.engine.gradients.combination import refuse_infinite_weights
@@ -22,10 +22,7 @@ from lightning_flatmtl.engine.gradients.jacobian import Gradients, task_gradient
 from lightning_flatmtl.engine.gradients.penalty import (
     PENALTY,
     Penalty,
-    check_penalty,
-    checked_penalty,
-    note_reached,
-    penalty_gradients,
+    gradient_of,
 )
 from lightning_flatmtl.engine.gradients.perturbation import sam_gradients
 from lightning_flatmtl.engine.gradients.perturbation_gradients import (
@@ -34,17 +31,12 @@ from lightning_flatmtl.engine.gradients.perturbation_gradients import (
 )
 from lightning_flatmtl.engine.gradients.stats import GradientStats, measure, measure_second
 from lightning_flatmtl.engine.gradients.weighted_sum import means_of, weighted_sum
-from lightning_flatmtl.engine.parameters.backward import HiddenBlocks, observe_by_backward
-from lightning_flatmtl.engine.parameters.blocks import Blocks, ParameterBlocks, Setting
-from lightning_flatmtl.engine.parameters.features import FeatureBlocks
-from lightning_flatmtl.engine.parameters.sharded import ShardedBlocks, reshard
-from lightning_flatmtl.engine.parameters.unregistered import with_unregistered
+from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
+from lightning_flatmtl.engine.parameters.choice import blocks_for
 from lightning_flatmtl.engine.parameters.workspace import Workspace
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.passes.base import Passes
-from lightning_flatmtl.engine.passes.buffers import statistics_put_back
-from lightning_flatmtl.engine.processes.base import Agreement, Processes
-from lightning_flatmtl.engine.processes.distributed import synchronised_layers
+from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.engine.processes.failure import Failure
 from lightning_flatmtl.engine.processes.single import SingleProcess
 from lightning_flatmtl.engine.result import StepResult
@@ -86,7 +78,7 @@ class MultiTaskStep:
         self.processes = SingleProcess() if processes is None else processes
         self._tasks = tuple(tasks)
         self._workspace = Workspace()
-        self._probed: set[str] = set()
+        self._clean = CleanPass(self.partition, self.processes)
         self._accumulated = Accumulation()
         self._failure = Failure(self.processes, nn.Module())
 
@@ -134,8 +126,11 @@ class MultiTaskStep:
         by_task = sharpness is not None or aggregation.needs_gradients or self.processes.sharded
         by_task = by_task or place != ALONE
         by_hand = by_task or self.processes.size > 1  # else a backward pass reaches everything
-        named = self._named(module, optimized if by_hand else ())
-        losses, term, agreed = self._clean_losses(module, named, passes, sharpness, last, by_task)
+        failure = self._failure
+        named = self._clean.named(module, optimized if by_hand else (), failure)
+        losses, term, agreed = self._clean.losses(
+            module, named, passes, sharpness, last, by_task, failure
+        )
         penalty = None
         if PENALTY in agreed.shares:
             penalty = Penalty(term, agreed.shares.pop(PENALTY) * self.processes.ddp_mean_correction)
@@ -148,9 +143,9 @@ class MultiTaskStep:
             shares=agreed.shares,
             processes=self.processes,
             workspace=self._workspace,
-            failure=self._failure,
+            failure=failure,
             scale=scale,
-            substitute=self._substitute(module, agreed.shares),
+            substitute=substitute_task(self.processes, module, agreed.shares),
         )
         try:
             if not by_task:
@@ -177,9 +172,9 @@ class MultiTaskStep:
         penalty: Penalty | None,
     ) -> StepResult:
         """Algorithm 1 on a batch that makes an update by itself."""
-        blocks = _blocks(setting, passes, sharpness)
+        blocks = blocks_for(setting, passes, sharpness)
         with blocks.differentiating():
-            of_penalty = _of_penalty(penalty, blocks, self.partition, setting.scale)
+            of_penalty = gradient_of(penalty, blocks, self.partition)
             found = lines_1_to_6(losses, blocks, passes, sharpness)
             result = lines_7_to_10(losses, blocks, *found, aggregation, sharpness, of_penalty)
         return result if penalty is None else _with_penalty(result, penalty)
@@ -194,11 +189,11 @@ class MultiTaskStep:
         penalty: Penalty | None,
     ) -> None:
         """Lines 1 to 6 on a batch that others make an update with."""
-        blocks = _blocks(setting, passes, sharpness)
+        blocks = blocks_for(setting, passes, sharpness)
         try:
             with blocks.differentiating():
                 if penalty is not None:
-                    of_penalty = _of_penalty(penalty, blocks, self.partition, setting.scale)
+                    of_penalty = gradient_of(penalty, blocks, self.partition)
                     self._accumulated.add_penalty(of_penalty)
                 clean, second, _ = lines_1_to_6(losses, blocks, passes, sharpness, here=True)
         except ScaledOverflowError as overflow:  # the scaler will skip the update
@@ -222,7 +217,7 @@ class MultiTaskStep:
         if found.overflow is not None:
             raise ScaledOverflowError(found.overflow)
         setting = replace(setting, shares=dict.fromkeys(found.tasks, 1.0), substitute=None)
-        blocks = _blocks(setting, passes, sharpness)
+        blocks = blocks_for(setting, passes, sharpness)
         clean, second = found.gradients(blocks)
         result = lines_7_to_10(
             found.losses,
@@ -261,73 +256,6 @@ class MultiTaskStep:
         except Exception as raised:
             error = raised  # the other processes are told before it goes on
         return self.processes.means(losses, counts, error)
-
-    def _named(self, module: nn.Module, optimized: Iterable[Tensor]) -> dict[str, nn.Parameter]:
-        """The parameters by name."""
-        if self.processes.sharded:
-            reshard(module)  # its layers show other parameters during the passes
-        named = dict(module.named_parameters())
-        with self._failure.kept(meeting=False):
-            return with_unregistered(named, optimized, module, self.processes)
-        return named
-
-    def _clean_losses(
-        self,
-        module: nn.Module,
-        named: Mapping[str, nn.Parameter],
-        passes: Passes,
-        sharpness: Sharpness | None,
-        last: bool,
-        by_task: bool,
-    ) -> tuple[dict[str, Tensor], Tensor | None, Agreement]:
-        """Losses and penalty of this process, and what all processes have."""
-        plan, error = None, None
-        try:
-            plan = passes.planned()
-        except Exception as raised:
-            error = raised
-        self.processes.check_plan(plan, module, error)
-        losses: dict[str, Tensor] = {}
-        penalty: Tensor | None = None
-        with self._failure.kept(meeting=False):
-            if sharpness is not None:
-                passes.keep_start()
-            # The mean over no samples is no loss; it may be NaN.
-            losses = {task: loss for task, loss in passes.clean().items() if passes.count(task) > 0}
-            check_graphs(losses)
-            if losses and passes.penalty is not None:
-                penalty = checked_penalty(passes.penalty(), self.processes)
-                note_reached(penalty, self.partition, self.processes)
-            if not self.processes.sharded:
-                self.partition.share(passes.common)
-                self.partition.observe(losses)
-                if self.partition.needs_backward and by_task:
-                    self._probe(module, named, losses)
-        counts = {task: passes.count(task) for task in losses}
-        if penalty is not None:
-            counts[PENALTY] = 1.0
-        agreed = self.processes.agree(
-            counts, self.partition, module, named, last, self._failure.error
-        )
-        if self.processes.sharded:  # then all processes have the same tasks
-            self._probe(module, named, losses)
-        return losses, penalty, agreed
-
-    def _probe(
-        self, module: nn.Module, named: Mapping[str, nn.Parameter], losses: dict[str, Tensor]
-    ) -> None:
-        """Find out what new losses reach, where the graph does not show it."""
-        new = {task: loss for task, loss in losses.items() if task not in self._probed}
-        if new:
-            params = [p for p in named.values() if p.requires_grad]
-            observe_by_backward(self.partition, new, module, params)
-            self._probed.update(new)
-
-    def _substitute(self, module: nn.Module, shares: Mapping[str, float]) -> str | None:
-        """A task of this process to go through layers that wait for the other processes."""
-        if self.processes.size == 1 or not synchronised_layers(module):
-            return None
-        return next((task for task, share in shares.items() if share), None)
 
 
 def lines_1_to_6(
@@ -420,45 +348,8 @@ def lines_7_to_10(
     )
 
 
-def _of_penalty(
-    penalty: Penalty | None, blocks: Blocks, partition: Partition, scale: Tensor | None
-) -> dict[Tensor, Tensor]:
-    """The gradient of what belongs to no task, taken while the graph is there."""
-    if penalty is None:
-        return {}
-    found: dict[Tensor, Tensor] = {}
-    with blocks.failure.kept(), statistics_put_back(blocks.module):
-        found = penalty_gradients(penalty, blocks, partition)
-    check_penalty(penalty, found, blocks.processes, blocks.failure, scaled=scale is not None)
-    return found
-
-
 def _with_penalty(result: StepResult, penalty: Penalty) -> StepResult:
     if penalty.value is None:
         return result
     assert result.loss is not None
     return replace(result, loss=result.loss + penalty.value, penalty=penalty.value)
-
-
-def _blocks(setting: Setting, passes: Passes, sharpness: Sharpness | None) -> Blocks:
-    """The columns of the task Jacobian: the shared parameters, or the features."""
-    if setting.processes.sharded:
-        if sharpness is not None and sharpness.perturbation == "local":
-            raise ValueError(
-                "With sharded parameters no process has gradients of its own, got "
-                "TaskSAM(perturbation='local'). Use 'global'."
-            )
-        return ShardedBlocks(setting)
-    if setting.partition.needs_backward:
-        return HiddenBlocks(setting)
-    blocks = ParameterBlocks(setting)
-    if not passes.at_features or not blocks.shared.params:
-        return blocks
-    if sharpness is not None:
-        raise ValueError(
-            "TaskSAM perturbs parameters and needs `gradients='parameters'`, got 'features'. "
-            "Remove one of the two."
-        )
-    with setting.failure.kept():
-        return FeatureBlocks(setting, passes.features)
-    return FeatureBlocks(setting, None)  # like a process that has no features to send

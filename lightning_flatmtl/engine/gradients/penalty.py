@@ -12,6 +12,7 @@ from lightning_flatmtl.engine.errors import NonFiniteError, ScaledOverflowError
 from lightning_flatmtl.engine.gradients.gram import squared_norms
 from lightning_flatmtl.engine.parameters.blocks import Blocks
 from lightning_flatmtl.engine.partition import Partition, reached_parameters
+from lightning_flatmtl.engine.passes.buffers import statistics_put_back
 from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.engine.processes.failure import Failure
 
@@ -21,6 +22,7 @@ __all__ = [
     "add_penalty",
     "check_penalty",
     "checked_penalty",
+    "gradient_of",
     "note_reached",
     "penalty_gradients",
 ]
@@ -79,6 +81,19 @@ def note_reached(penalty: Tensor | None, partition: Partition, processes: Proces
     """
     if penalty is not None and (processes.size > 1 or not partition.penalised):
         partition.penalise(reached_parameters([penalty]))
+
+
+def gradient_of(
+    penalty: Penalty | None, blocks: Blocks, partition: Partition
+) -> dict[Tensor, Tensor]:
+    """The gradient of what belongs to no task, taken while the graph is there."""
+    if penalty is None:
+        return {}
+    found: dict[Tensor, Tensor] = {}
+    with blocks.failure.kept(), statistics_put_back(blocks.module):
+        found = penalty_gradients(penalty, blocks, partition)
+    check_penalty(penalty, found, blocks.processes, blocks.failure, scaled=blocks.scaled)
+    return found
 
 
 def penalty_gradients(

@@ -1,0 +1,34 @@
+"""Which columns the task Jacobian of a step has."""
+
+from lightning_flatmtl.engine.parameters.backward import HiddenBlocks
+from lightning_flatmtl.engine.parameters.blocks import Blocks, ParameterBlocks, Setting
+from lightning_flatmtl.engine.parameters.features import FeatureBlocks
+from lightning_flatmtl.engine.parameters.sharded import ShardedBlocks
+from lightning_flatmtl.engine.passes.base import Passes
+from lightning_flatmtl.engine.sharpness import Sharpness
+
+__all__ = ["blocks_for"]
+
+
+def blocks_for(setting: Setting, passes: Passes, sharpness: Sharpness | None) -> Blocks:
+    """The columns of the task Jacobian: the shared parameters, or the features."""
+    if setting.processes.sharded:
+        if sharpness is not None and sharpness.perturbation == "local":
+            raise ValueError(
+                "With sharded parameters no process has gradients of its own, got "
+                "TaskSAM(perturbation='local'). Use 'global'."
+            )
+        return ShardedBlocks(setting)
+    if setting.partition.needs_backward:
+        return HiddenBlocks(setting)
+    blocks = ParameterBlocks(setting)
+    if not passes.at_features or not blocks.shared.params:
+        return blocks
+    if sharpness is not None:
+        raise ValueError(
+            "TaskSAM perturbs parameters and needs `gradients='parameters'`, got 'features'. "
+            "Remove one of the two."
+        )
+    with setting.failure.kept():
+        return FeatureBlocks(setting, passes.features)
+    return FeatureBlocks(setting, None)  # like a process that has no features to send
