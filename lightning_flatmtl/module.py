@@ -283,9 +283,10 @@ class MultiTaskModule(LightningModule, Host):
         with noted_nan(batch, self.tasks):
             result = self._fit.run(self, passes, place)
         self._manual.optimize(self, result, batch_idx, accumulates)
-        if result is None:
+        if result is None or result.skipped:
             return None
-        self._log_losses("train", result.losses, batch)
+        if result.losses:
+            self._log_losses("train", result.losses, batch)
         if result.penalty is not None:
             self.log(log_name("train", "penalty"), result.penalty, batch_size=batch_size(batch))
         return {"loss": result.total, "losses": result.losses}

@@ -354,10 +354,13 @@ def test_the_result_of_the_last_batch_is_that_of_the_update(host: str) -> None:
     of_updates = small.found[SHARE - 1 :: SHARE]
     for found, expected in zip(of_updates, large.found, strict=True):
         assert torch.allclose(found.gram, expected.gram, rtol=1e-12)
-        assert list(found.losses) == list(expected.losses)
+        assert list(found.update_losses) == list(expected.losses)
         for task, loss in expected.losses.items():
-            assert torch.allclose(found.losses[task].double(), loss, rtol=1e-12), task
+            assert torch.allclose(found.update_losses[task].double(), loss, rtol=1e-12), task
     assert all(result.gram is None for result in small.found[::SHARE])
+    last = small.found[SHARE - 1].losses
+    x, targets = thirds(partly())[SHARE - 1]
+    assert set(last) == {task for task in targets if labelled((x, targets), task).any()}
 
 
 @pytest.mark.parametrize("host", HOSTS)

@@ -334,7 +334,7 @@ def test_a_batch_without_any_label_is_skipped(
     done = fit(model, [*callbacks, looks], labels(*batches))
     present = [p for p, *_ in looks.seen]
     # An update may end with a batch that has nothing to add.
-    ended = ("a",) if accumulate == 2 and callbacks else None
+    ended = () if accumulate == 2 and callbacks else None
     assert present == [("a",), ended, ("b",), ("a", "b"), None, None]
     steps = [s for _, s, _ in looks.seen]
     assert steps == ([1, 1, 2, 3, 3, 3] if accumulate == 1 else [0, 1, 1, 2, 2, 2])

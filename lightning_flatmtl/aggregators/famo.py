@@ -11,7 +11,7 @@ from lightning_flatmtl.aggregators._base import LossWeighting
 from lightning_flatmtl.aggregators._learned import LearnedWeights
 from lightning_flatmtl.aggregators._losses import positive
 from lightning_flatmtl.functional import famo_gradient, famo_weights
-from lightning_flatmtl.takeover import host_of
+from lightning_flatmtl.hosting.automatic import host_of
 
 __all__ = ["FAMO"]
 
@@ -95,7 +95,7 @@ class FAMO(LearnedWeights, LossWeighting):
         self._steps = trainer.global_step
         host = host_of(pl_module)
         # Not from `outputs`, which are whatever an override of `training_step` returns.
-        before = {} if host.last_step is None else host.last_step.losses
+        before = {} if host.last_step is None else host.last_step.update_losses
         if not stepped or not before or self._skipped:
             return
         after = host.losses_again(batch, batch_idx)

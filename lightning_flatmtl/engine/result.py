@@ -16,8 +16,8 @@ class StepResult:
     Args:
         loss: The scalar to call ``backward`` on; its gradient is what the step decided. ``None``
             for a batch that is accumulated: the update comes with a later one.
-        losses: The clean losses by task, detached: those of the batch, or, where accumulated
-            batches end in an update, of all of them.
+        losses: The clean losses of the batch by task, detached; of accumulated batches those of
+            this process.
         gram: Inner products of the clean task gradients ``[m, m]``, float64 on the CPU; ``None``
             when the step did not need them.
         flat_gram: The same for the flat parts; ``None`` without a split second pass.
@@ -26,6 +26,8 @@ class StepResult:
             so that the scaler skips the step.
         untouched: Parameters that no process's losses reach: with several processes they get
             gradients of zero, which the host takes away again after the backward pass.
+        accumulated: The clean losses of all batches of the update, each the mean over its samples,
+            if it is that of several.
         skipped: Whether no process had a loss of the batch at hand: the update is that of batches
             before it.
         zero: Tasks whose loss is exactly zero, and whose gradient is, where it is known.
@@ -41,12 +43,19 @@ class StepResult:
     untouched: Sequence[Tensor] = ()
     penalty: Tensor | None = None
     zero: tuple[str, ...] = ()
+    accumulated: dict[str, Tensor] | None = None
     skipped: bool = False
+
+    @property
+    def update_losses(self) -> dict[str, Tensor]:
+        """The clean losses by task that the update is made of."""
+        return self.losses if self.accumulated is None else self.accumulated
 
     @property
     def total(self) -> Tensor:
         """The unweighted sum of the losses, detached."""
-        return torch.stack(list(self.losses.values())).sum()
+        losses = list((self.losses or self.update_losses).values())
+        return torch.stack(losses).sum() if losses else torch.zeros(())
 
     def detached(self) -> "StepResult":
         """The same without the graph and the gradients that ``loss`` holds on to."""

@@ -158,7 +158,9 @@ class MultiTaskStep:
             if not place.last:
                 return StepResult(None, losses, penalty=None if penalty is None else penalty.value)
             result = self._update_of_all(setting, passes, aggregation, sharpness, penalty)
-            return replace(result, skipped=not agreed.shares)
+            return replace(
+                result, losses=losses, accumulated=result.losses, skipped=not agreed.shares
+            )
         except ScaledOverflowError as overflow:
             return to_be_skipped(losses, setting, passes.features, str(overflow))
 

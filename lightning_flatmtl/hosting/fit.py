@@ -113,8 +113,9 @@ class Fit:
             self.watch.skip()
         if result is None:
             return None
-        if self.aggregator is not None and not self._declares_tasks:
-            self.aggregator.note_tasks(result.losses, whole=last)
+        updates = result.loss is not None
+        if updates and self.aggregator is not None and not self._declares_tasks:
+            self.aggregator.note_tasks(result.update_losses, whole=last)
         self.watch.after_step(result, self.engine.partition, module, self.sharpness)
         return result
 

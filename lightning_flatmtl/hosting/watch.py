@@ -129,7 +129,7 @@ class TrainingWatch:
         )
 
     def _tell_zero(self, result: StepResult) -> None:
-        if self._zero_told or not result.zero or len(result.zero) == len(result.losses):
+        if self._zero_told or not result.zero or len(result.zero) == len(result.update_losses):
             return
         self._zero_told = True
         names = ", ".join(f"'{task}'" for task in result.zero)
