@@ -92,11 +92,15 @@ def trapped(
     return train(place, host, method, batches(6), net=net, more=[Arm()])
 
 
-def in_between(place: Place, host: str, trap: type[Trap], at: int) -> Any:
+def in_between(
+    place: Place, host: str, trap: type[Trap], at: int, flat: bool = True, share: int = 1
+) -> Any:
     """The last process steps into a trap after the processes have agreed on the tasks."""
     action = stumble if place.rank == place.size - 1 else lambda: None
     net = {"make_trunk": lambda: trunk(trap(action, at))}
-    return train(place, host, METHODS["F-CAGrad"], batches(4), net=net, more=[Arm()])
+    settings = {"net": net, "more": [Arm()], "accumulate_grad_batches": share}
+    method = METHODS["F-CAGrad"] if flat else lambda: [CAGrad()]
+    return train(place, host, method, batches(4), **settings)
 
 
 def fewer(place: Place, host: str, method: Any) -> Any:
@@ -167,13 +171,18 @@ case(
     lambda place: caught(partial(trapped, place, "taken over", stumble, METHODS["FAMO"], at=2)),
     sizes=(2,),
 )
-IN_BETWEEN: dict[str, Any] = {"first": (BackwardTrap, 2), "second": (Trap, 3)}
+IN_BETWEEN: dict[str, Any] = {
+    "first": (BackwardTrap, 2),
+    "second": (Trap, 3),
+    "first, accumulated": (BackwardTrap, 2, False, 2),  # nothing is summed with this batch
+    "second, accumulated": (Trap, 3, True, 2),
+}
 for _host in HOSTS:
-    for _name, (_trap, _at) in IN_BETWEEN.items():
+    for _name, _arguments in IN_BETWEEN.items():
         case(
             f"failures/{_name}/{_host}",
-            lambda place, host=_host, trap=_trap, at=_at: caught(
-                partial(in_between, place, host, trap, at)
+            lambda place, host=_host, arguments=_arguments: caught(
+                partial(in_between, place, host, *arguments)
             ),
             sizes=(2,),
         )
