@@ -246,7 +246,7 @@ def test_missing_labels_that_no_target_can_be() -> None:
 def test_only_a_method_that_looks_again_keeps_the_batch() -> None:
     class Looks(pl.Callback):
         def on_train_batch_end(self, trainer, pl_module, *_: Any) -> None:
-            self.kept = bool(pl_module.training_step._inputs is not None)
+            self.kept = bool(pl_module.training_step.fit._latest)
 
     looks = Looks()
     for callbacks, kept in (([CAGrad()], False), ([FAMO()], True)):
