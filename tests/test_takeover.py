@@ -926,3 +926,12 @@ def test_the_loss_that_lightning_sees_is_the_modules() -> None:
     with pytest.warns(UserWarning, match="is not trained"):
         fit(returning(lambda out: {**out, "loss": 3 * out["loss"]}), [CAGrad(), look])
     assert look.value == pytest.approx(3.0)
+
+
+def test_a_checkpoint_that_is_saved_after_the_fit_knows_what_is_shared(tmp_path: Path) -> None:
+    taken = foreign()
+    done = fit(taken, [CAGrad()])
+    done.save_checkpoint(tmp_path / "after.ckpt")
+    saved = torch.load(tmp_path / "after.ckpt", weights_only=False)["lightning_flatmtl.partition"]
+    assert saved["seen"] == ["a", "b"]
+    assert {owner for name, owner in saved["owners"].items() if "encoder" in name} == {None}
