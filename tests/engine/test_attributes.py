@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
-from lightning_flatmtl.engine.attributes import AttributeSnapshot
+from lightning_flatmtl.engine.passes.attributes import AttributeSnapshot
 
 
 class Net(nn.Module):

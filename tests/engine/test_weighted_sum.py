@@ -9,19 +9,21 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators import LinearScalarization
 from lightning_flatmtl.engine import Partition
-from lightning_flatmtl.engine.blocks import Setting
-from lightning_flatmtl.engine.penalty import Penalty
-from lightning_flatmtl.engine.processes import Processes
-from lightning_flatmtl.engine.weighted_sum import weighted_sum
-from lightning_flatmtl.engine.workspace import Workspace
+from lightning_flatmtl.engine.gradients.penalty import Penalty
+from lightning_flatmtl.engine.gradients.weighted_sum import weighted_sum
+from lightning_flatmtl.engine.parameters.blocks import Setting
+from lightning_flatmtl.engine.parameters.workspace import Workspace
+from lightning_flatmtl.engine.processes.base import Processes
+from lightning_flatmtl.engine.processes.failure import Failure
+from lightning_flatmtl.engine.processes.single import SingleProcess
 
 WEIGHTS = {"a": 3.0, "b": 0.5}
 
 
-class Two(Processes):
+class Two(SingleProcess):
     """Two processes seen from one; the other's part of every sum is given."""
 
-    size, gain = 2, 2
+    size, ddp_mean_correction = 2, 2
 
     def __init__(self, others: list[float]) -> None:
         super().__init__()
@@ -49,7 +51,8 @@ def setting(net: Net, shares: dict[str, float], processes: Processes) -> Setting
     partition = Partition()
     partition.observe(net.losses())
     partition.penalise([net.p])
-    return Setting(net, list(net.parameters()), partition, shares, processes, Workspace())
+    failure = Failure(processes, net)
+    return Setting(net, list(net.parameters()), partition, shares, processes, Workspace(), failure)
 
 
 def gradients(net: Net) -> dict[str, Any]:
@@ -63,7 +66,7 @@ def test_one_process_hands_out_the_sum_itself(scale: float) -> None:
     penalty = Penalty(term, 1.0)
     method = LinearScalarization(weights=WEIGHTS)
     result = weighted_sum(
-        net.losses(), setting(net, {"a": 1.0, "b": 1.0}, Processes()), method, penalty
+        net.losses(), setting(net, {"a": 1.0, "b": 1.0}, SingleProcess()), method, penalty
     )
     result.loss.backward()
     assert result.loss.item() == 3 * 2 * 3 + 0.5 * 2 * 16 + scale * 25
@@ -77,7 +80,7 @@ def test_one_process_hands_out_the_sum_itself(scale: float) -> None:
 def test_what_an_absent_task_alone_reaches_gets_no_gradient() -> None:
     # An optimizer with momentum or weight decay moves what has a gradient of zero.
     net = Net()
-    one = setting(net, {"a": 1.0}, Processes())
+    one = setting(net, {"a": 1.0}, SingleProcess())
     result = weighted_sum({"a": net.losses()["a"]}, one, LinearScalarization(weights=WEIGHTS))
     result.loss.backward()
     assert gradients(net) == {"w": 9, "a": 6, "b": None, "p": None, "spare": None}
