@@ -71,6 +71,19 @@ def test_declared_parameters_are_not_looked_for() -> None:
         partition.declare(None, {"b": [a]})
 
 
+def test_what_all_tasks_share_is_noted_once_unless_it_is_declared() -> None:
+    declared, head, new = scalar(), scalar(), scalar()
+    partition = Partition(heads={"a": [declared]})
+    partition.observe({"a": 2 * head})
+    before = partition.changes
+    partition.share([declared, head, new])
+    assert partition.shared([declared, head, new]) == [head, new]
+    assert partition.head("a", [declared, head, new]) == [declared]
+    assert partition.changes == before + 2
+    partition.share([declared, head, new])
+    assert partition.changes == before + 2
+
+
 def test_state_goes_by_name() -> None:
     w, a, b = scalar(), scalar(), scalar()
     partition = Partition()

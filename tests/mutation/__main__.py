@@ -40,7 +40,7 @@ from tests.mutation.child import TIMEOUT, Failures, control, forked, run
 from tests.mutation.reach import Reached, measure, read
 from tests.mutation.swap import loaded, put_in
 
-SEVERAL_PROCESSES = {"processes", "together", "sharded"}
+SEVERAL_PROCESSES = {"distributed", "failure", "sharded"}
 SKIPPED = {"__init__", "errors"}
 NEAR = {
     "functional": ["tests/functional", "tests/aggregators/test_contract.py"],
@@ -197,11 +197,11 @@ def attempts(
             tests = choose(mutation, reached, arguments.budget)
             began = time.monotonic()
             outcome = attempt(mutation, [items[test] for test in tests], failures, functions)
-            outcomes[mutation.part][outcome] += 1
+            outcomes[mutation.folder][outcome] += 1
             record = {
                 "mutation": str(mutation),
                 "number": mutation.place.number,
-                "part": mutation.part,
+                "folder": mutation.folder,
                 "outcome": outcome,
                 "tests": len(tests),
                 "seconds": round(time.monotonic() - began, 1),
@@ -212,10 +212,12 @@ def attempts(
                 print(f"{outcome} ({len(tests)} tests): {mutation}", flush=True)
     gc.unfreeze()
     print(f"{len(every)} mutations, seed {arguments.seed}")
-    for part, counts in sorted(outcomes.items()):
+    for folder, counts in sorted(outcomes.items()):
         tried = counts.total() - counts["left out"]
         killed = counts["killed"] + counts["timeout"]
-        print(f"{part}: {killed} of {tried} killed = {100 * killed / max(tried, 1):.1f} %", end="")
+        print(
+            f"{folder}: {killed} of {tried} killed = {100 * killed / max(tried, 1):.1f} %", end=""
+        )
         print(f", {counts['not run']} not run, {counts['left out']} left out")
 
 

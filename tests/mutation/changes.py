@@ -64,6 +64,11 @@ class Mutation:
         """``"functional"`` or ``"engine"``."""
         return self.path.parts[1]
 
+    @property
+    def folder(self) -> str:
+        """The folder within the package."""
+        return "/".join(self.path.parts[1:-1])
+
     def code(self) -> CodeType:
         """The changed module, compiled."""
         tree = ast.parse((ROOT / self.path).read_text("utf-8"))
