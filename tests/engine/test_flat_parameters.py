@@ -54,6 +54,21 @@ def test_moved_comes_back_bit_for_bit_after_an_error(dtype: torch.dtype) -> None
     assert all(torch.equal(p, b) for p, b in zip(ps, before, strict=True))
 
 
+def test_autocast_casts_the_moved_weights_anew() -> None:
+    layer, x = nn.Linear(4, 3, bias=False), torch.eye(4)
+    layout = FlatParameters([layer.weight])
+    plain = layer.weight.detach().clone()
+    row = torch.ones(12)
+    with torch.autocast("cpu", torch.bfloat16):
+        before = layer(x)  # autocast keeps the weight that it has cast
+        with moved(layout, layout.values(), Move(row, 0.5)):
+            inside = layer(x)
+        after = layer(x)
+    assert torch.equal(before, plain.bfloat16().T)
+    assert torch.equal(inside, (plain + 0.5).bfloat16().T)
+    assert torch.equal(after, before)
+
+
 def test_adaptive_move_scales_by_the_squared_values() -> None:
     ps = params()
     layout = FlatParameters(ps)

@@ -30,6 +30,36 @@ class MovingMean(nn.Module):
         return x - self.mean
 
 
+class Leaving(nn.Module):
+    """Leaves what it has seen in a buffer, for :class:`Reading`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = 2 * self.scale
+        return x
+
+
+class Reading(nn.Module):
+    """Reads what the encoder has left behind."""
+
+    def __init__(self, left: Leaving) -> None:
+        super().__init__()
+        self.left = [left]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.left[0].scale
+
+
+def reading_net() -> "Net":
+    left = Leaving()
+    net = Net(trunk=nn.Sequential(nn.Linear(4, 4), left), head=Reading(left))
+    net.heads["b"].insert(0, Reading(left))
+    return net
+
+
 class Net(nn.Module):
     """Two heads on a trunk, either of which can be made awkward."""
 
@@ -76,6 +106,7 @@ AWKWARD = {
     "dropout": Net(trunk=nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)), head=nn.Dropout(0.5)),
     "moving mean": Net(nn.Sequential(nn.Linear(4, 4), MovingMean())),
     "moving mean in a head": Net(head=MovingMean()),
+    "heads that read what the encoder leaves": reading_net(),
     "spectral norm": Net(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))),
     "instance norm": Net(
         nn.Sequential(

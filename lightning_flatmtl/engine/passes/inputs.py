@@ -95,7 +95,7 @@ class Inputs:
     def altered(self) -> bool:
         """Whether the originals are no longer what they were."""
         changed = any(kept.changed() for kept in self._kept.values())
-        return changed or not _alike(self._originals, self._template)
+        return changed or not _alike(self._originals, self._template, set())
 
     def _first(self, value: Any) -> Any:
         copying = _Copy({})
@@ -194,21 +194,26 @@ def _named(place: str) -> str:
     return "arguments" + place
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """Whether ``b``, a copy of what ``a`` was, still has the same in it."""
-    if a is b:
+def _alike(a: Any, b: Any, met: set[tuple[int, int]]) -> bool:
+    """Whether ``b``, a copy of what ``a`` was, still has the same in it.
+
+    ``met`` has the pairs that are compared already, for what refers to itself.
+    """
+    if a is b or (id(a), id(b)) in met:
         return True
     if type(a) is not type(b) or isinstance(a, Tensor):
         return False
     if isinstance(a, np.ndarray):
         return bool(np.array_equal(a, b))
+    met.add((id(a), id(b)))
     same = hasattr(a, "__dict__")
     if isinstance(a, dict):
-        same = a.keys() == b.keys() and all(_alike(v, b[k]) for k, v in a.items())
+        same = a.keys() == b.keys() and all(_alike(v, b[k], met) for k, v in a.items())
     elif isinstance(a, list | tuple | deque):
-        same = len(a) == len(b) and all(map(_alike, a, b))
+        same = len(a) == len(b) and all(_alike(x, y, met) for x, y in zip(a, b, strict=True))
     mine, other = getattr(a, "__dict__", {}), getattr(b, "__dict__", {})
-    return same and mine.keys() == other.keys() and all(_alike(mine[k], other[k]) for k in mine)
+    same = same and mine.keys() == other.keys()
+    return same and all(_alike(mine[k], other[k], met) for k in mine)
 
 
 def is_library_object(value: Any) -> bool:
