@@ -24,8 +24,8 @@ _HOMES = {
     "TaskSAM": "sharpness",
 }
 _ROOMS = {
-    "aggregators", "cli", "data", "engine", "functional", "hosting", "metrics", "models", "module",
-    "sharpness", "takeover", "task",
+    "aggregators", "callbacks", "cli", "data", "engine", "functional", "hosting", "metrics",
+    "models", "module", "sharpness", "takeover", "task",
 }  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 # Short class names resolve for what is imported.
 import lightning_flatmtl.aggregators
+import lightning_flatmtl.callbacks
 import lightning_flatmtl.data
 import lightning_flatmtl.metrics
 import lightning_flatmtl.models  # noqa: F401

@@ -21,6 +21,8 @@ class StepResult:
         gram: Inner products of the clean task gradients ``[m, m]``, float64 on the CPU; ``None``
             when the step did not need them.
         flat_gram: The same for the flat parts; ``None`` without a split second pass.
+        cross_gram: Inner products of the clean task gradients (rows) with the flat parts (columns);
+            ``None`` unless the step was :attr:`~lightning_flatmtl.engine.MultiTaskStep.watched`.
         dead: Whether every task gradient was exactly zero.
         overflow: What was not finite under loss scaling, in words; then the gradients are infinite,
             so that the scaler skips the step.
@@ -38,6 +40,7 @@ class StepResult:
     losses: dict[str, Tensor]
     gram: Tensor | None = None
     flat_gram: Tensor | None = None
+    cross_gram: Tensor | None = None
     dead: bool = False
     overflow: str | None = None
     untouched: Sequence[Tensor] = ()

@@ -76,6 +76,11 @@ class MultiTaskStep:
     ) -> None:
         self.partition = Partition() if partition is None else partition
         self.processes = SingleProcess() if processes is None else processes
+        self.watched = False
+        """Whether the step is to measure what a diagnostic looks at and the method does not need.
+
+        Set for single steps, in all processes alike; it changes nothing of the training.
+        """
         self._tasks = tuple(tasks)
         self._workspace = Workspace()
         self._clean = CleanPass(self.partition, self.processes)
@@ -178,7 +183,9 @@ class MultiTaskStep:
         with blocks.differentiating():
             of_penalty = gradient_of(penalty, blocks, self.partition)
             found = lines_1_to_6(losses, blocks, passes, sharpness)
-            result = lines_7_to_10(losses, blocks, *found, aggregation, sharpness, of_penalty)
+            result = lines_7_to_10(
+                losses, blocks, *found, aggregation, sharpness, of_penalty, self.watched
+            )
         return result if penalty is None else _with_penalty(result, penalty)
 
     def _accumulate(
@@ -230,6 +237,7 @@ class MultiTaskStep:
             aggregation,
             sharpness,
             found.of_penalty(),
+            self.watched,
         )
         return result if penalty is None else _with_penalty(result, penalty)
 
@@ -306,6 +314,7 @@ def lines_7_to_10(
     aggregation: Aggregation,
     sharpness: Sharpness | None,
     of_penalty: Mapping[Tensor, Tensor],
+    watched: bool = False,
 ) -> StepResult:
     """The direction, as a loss whose gradient it is.
 
@@ -318,13 +327,16 @@ def lines_7_to_10(
         aggregation: The aggregator.
         sharpness: The perturbations; ``None`` for none.
         of_penalty: The gradient of what belongs to no task.
+        watched: Whether the inner products of loss parts and flat parts are wanted.
     """
     if measures is None:
         measures = measure(clean, PerturbationGradients(clean, blocks, None), losses, blocks)
         measures.check(blocks)
-    second_gram = None
+    second_gram = cross = None
     if second is not clean:
-        second_gram = measure_second(second, blocks)
+        splits = sharpness is not None and sharpness.aggregate == "split"
+        wanted = watched and splits and second.shared is not clean.shared
+        second_gram, cross = measure_second(second, blocks, clean if wanted else None)
 
     # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
     weights = aggregation.loss_weights(blocks.tasks, measures.losses)
@@ -344,6 +356,7 @@ def lines_7_to_10(
         losses=losses,
         gram=measures.gram,
         flat_gram=next((part.gram for part, _ in parts if part.part == "flat"), None),
+        cross_gram=cross,
         dead=measures.dead,
         untouched=untouched,
         zero=measures.zero(blocks.tasks),

@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-__all__ = ["column_blocks", "gram_matrix", "squared_norms", "wide_type"]
+__all__ = ["column_blocks", "cross_gram", "gram_matrix", "squared_norms", "wide_type"]
 
 _CHUNK = {"cpu": 1 << 16, "cuda": 1 << 24}
 """Entries that are widened to float64 at a time: what a CPU cache holds, what feeds a GPU."""
@@ -51,6 +51,23 @@ def gram_matrix(jacobian: Tensor) -> Tensor:
             if len(bands) > 1:
                 gram = gram.tril() + gram.tril(-1).T
     return gram.to(torch.float64) if wide != torch.float64 else gram
+
+
+@torch.no_grad()
+def cross_gram(left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of the rows ``[m, d]`` of one matrix with those ``[n, d]`` of another.
+
+    Returns:
+        ``[m, n]`` in float64, accumulated in it, on the device of ``left``.
+    """
+    wide = wide_type(left.device)
+    gram = torch.zeros(len(left), len(right), dtype=wide, device=left.device)
+    with torch.autocast(left.device.type, enabled=False):
+        step = _step(left.device, len(left) + len(right))
+        for start in range(0, left.shape[1], step):
+            columns = slice(start, start + step)
+            gram.addmm_(left[:, columns].to(wide), right[:, columns].to(wide).T)
+    return gram.to(torch.float64)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_flatmtl.engine.checks import Finite
-from lightning_flatmtl.engine.gradients.gram import gram_matrix, squared_norms
+from lightning_flatmtl.engine.gradients.gram import cross_gram, gram_matrix, squared_norms
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
 from lightning_flatmtl.engine.gradients.perturbation_gradients import PerturbationGradients
 from lightning_flatmtl.engine.parameters.blocks import Blocks, share_of
@@ -124,27 +124,40 @@ def measure(
 
 
 @torch.no_grad()
-def measure_second(gradients: Gradients, blocks: Blocks) -> Tensor:
+def measure_second(
+    gradients: Gradients, blocks: Blocks, clean: Gradients | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Gram of the second pass ``[m, m]``, float64 on the CPU, the same in all processes.
 
     It comes in one transfer with the squared norms of the head gradients; nothing of both may be
     NaN or infinite.
 
+    Args:
+        gradients: Those of the second pass.
+        blocks: The parameters.
+        clean: The clean ones, if their inner products (rows) with the second (columns) are wanted.
+
+    Returns:
+        The Gram, and the inner products with ``clean``; ``None`` without it.
+
     Raises:
         ProcessError: If another process has failed in the second pass.
     """
-    gram = gram_matrix(gradients.sums.shards())
+    shards = gradients.sums.shards()
+    gram = gram_matrix(shards)
+    cross = gram.new_zeros(0) if clean is None else cross_gram(clean.sums.shards(), shards)
     heads = torch.cat([squared_norms(head[None]) for head in gradients.heads.values()])
     # With several processes the sums of squares of shares: enough to see what is not finite.
-    parts = [gram.flatten(), heads.to(gram.device), gram.new_full((1,), blocks.failure.flag)]
+    flag = gram.new_full((1,), blocks.failure.flag)
+    parts = [gram.flatten(), cross.flatten(), heads.to(gram.device), flag]
     host = blocks.processes.sum(torch.cat(parts)).cpu()
-    blocks.failure.tell(float(host[-1]))
-    m = len(gram)
-    found, head_squares = host[: m * m].view(m, m), host[m * m : -1]
+    found, of_both, head_squares, flags = torch.split(host, [len(part) for part in parts])
+    blocks.failure.tell(float(flags))
+    found = found.view(gram.shape)
     check_finite = Finite(blocks.tasks, blocks.scaled)
     check_finite(found.diagonal(), "gradient at the perturbed point")
     check_finite(head_squares, "head's gradient at the perturbed point")
-    return found
+    return found, None if clean is None else of_both.view(gram.shape)
 
 
 def _head_squares(ascent: PerturbationGradients, blocks: Blocks, adaptive: bool) -> Tensor:
