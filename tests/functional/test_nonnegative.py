@@ -5,7 +5,11 @@ import numpy as np
 import pytest
 
 from lightning_flatmtl.functional import ConvergenceWarning, _nonnegative
-from lightning_flatmtl.functional._nonnegative import _active_set, solve_nonnegative
+from lightning_flatmtl.functional._nonnegative import (
+    _active_set,
+    solve_nonnegative,
+    solve_nonnegative_many,
+)
 from tests.functional import reference
 from tests.functional.matrices import hard_matrices
 
@@ -42,6 +46,83 @@ def test_a_start_changes_nothing(kind: str, m: int) -> None:
     start = solve_nonnegative(K, q + 0.05)
     cold, warm = solve_nonnegative(K, q), solve_nonnegative(K, q, start=start)
     np.testing.assert_allclose(K @ warm, K @ cold, rtol=1e-7, atol=1e-9 * np.abs(q).max())
+
+
+@pytest.mark.parametrize("m", [2, 9, 40])
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_at_once_are_as_good_as_one_by_one(kind: str, m: int) -> None:
+    K, _ = problem(kind, m, 0.0)
+    for q, v in zip(-K, solve_nonnegative_many(K, -K), strict=True):
+        assert (v >= 0).all()
+        one = _active_set(K, q, np.abs(q), np.zeros(m))
+        size = abs(_objective(K, q, one)) + abs(q) @ one
+        assert _objective(K, q, v) <= _objective(K, q, one) + 1e-12 * size
+
+
+def test_a_block_without_a_solution_is_left_over() -> None:
+    # The ridge makes the second pivot exactly zero.
+    K = np.diag([1.0, -_nonnegative.rounding(2) / 8])
+    q = np.array([[1.0, 1e-300]])
+    _, unsolved = _nonnegative._pivoting_many(K, q, q > 0, definite=False)
+    assert unsolved.tolist() == [0]
+
+
+def _near_singular(kind: str, rank: int, spread: float) -> np.ndarray:
+    """Cosines of 40 rows that a few directions explain, but for small integers or noise."""
+    rng = np.random.default_rng(2)
+    if kind == "dependent":
+        rows = rng.integers(-9, 10, (40, rank)).astype(float)
+    else:
+        rows = rng.standard_normal((40, rank)) @ rng.standard_normal((rank, 200))
+        rows += spread * rng.standard_normal(rows.shape)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows @ rows.T
+
+
+HARD_FOR_PIVOTING = [("dependent", 20, 0.0), ("noisy", 20, 1e-4), ("noisy", 20, 1e-6)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "rank", "spread"),
+    [*HARD_FOR_PIVOTING, ("noisy", 2, 1e-4), ("noisy", 10, 1e-4), ("noisy", 10, 1e-6)],
+)
+def test_near_singular_problems_rarely_need_one_exchange_at_a_time(
+    kind: str, rank: int, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nearly dependent rows took hundreds of exchanges, a hundred milliseconds in all."""
+    K = _near_singular(kind, rank, spread)
+    entered, enter = [0], _nonnegative._enter
+
+    def counted(*args):
+        entered[0] += 1
+        return enter(*args)
+
+    monkeypatch.setattr(_nonnegative, "_enter", counted)
+    solve_nonnegative_many(K, -K)
+    assert entered[0] <= 40
+
+
+@pytest.mark.parametrize(("kind", "rank", "spread"), HARD_FOR_PIVOTING)
+def test_what_pivoting_cannot_do_comes_out_as_good(kind: str, rank: int, spread: float) -> None:
+    K = _near_singular(kind, rank, spread)
+    for q, v in zip(-K, solve_nonnegative_many(K, -K), strict=True):
+        one = _active_set(K, q, np.abs(q), np.zeros(40))
+        size = abs(_objective(K, q, one)) + abs(q) @ one
+        assert _objective(K, q, v) <= _objective(K, q, one) + 1e-12 * size
+
+
+def test_the_last_digits_of_the_cosines_are_not_traded_for_large_weights() -> None:
+    """Rows opposed to 1e-7: what of their sum is not rounding takes weights of 1e7 to use."""
+    rng = np.random.default_rng(6)
+    rows = rng.standard_normal((9, 6))
+    rows[:4] = -rows[5:] + 1e-7 * rng.standard_normal((4, 6))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    K = rows @ rows.T
+    np.fill_diagonal(K, 1.0)
+    assert solve_nonnegative_many(K, -K).sum(axis=1).max() <= 256
+    solutions, left_over = _nonnegative._singular_many(K, -K)
+    assert solutions.sum(axis=1).max() <= 256
+    assert len(left_over) > 0
 
 
 def test_parallel_columns_trade_places() -> None:
