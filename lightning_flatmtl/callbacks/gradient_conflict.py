@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lightning_flatmtl.callbacks._conflict import between, within
@@ -13,6 +14,9 @@ from lightning_flatmtl.callbacks._pictures import checked_path, need_matplotlib
 from lightning_flatmtl.callbacks._records import Records
 from lightning_flatmtl.engine import MultiTaskStep, StepResult
 from lightning_flatmtl.hosting.automatic import host_of
+from lightning_flatmtl.hosting.host import Host
+from lightning_flatmtl.hosting.onlooker import Onlooker
+from lightning_flatmtl.hosting.trainer import SHARDING, WHOLE, kinds_of
 
 __all__ = ["GradientConflict"]
 
@@ -43,8 +47,14 @@ class GradientConflict(Callback):
     A gradient of zero has cosine 0 with every other. A task that is absent from an update has no
     figures there. With several processes they are those of the batch of all.
 
-    Not supported: a fit without an aggregator that looks at gradients and without TaskSAM has no
-    task gradients, and nothing is logged.
+    Without TaskSAM and an aggregator that looks at gradients a step has no task gradients: they
+    are computed, by a backward pass for each task, in the steps that are looked at. An existing
+    module returns its ``"losses"`` for this as for an aggregator. Accumulated batches are then
+    looked at one by one.
+
+    Not supported, without TaskSAM and such an aggregator: models that ``torch.compile`` or a
+    reentrant checkpoint hides the graph of, strategies other than one device or DDP, and existing
+    modules with manual optimization.
 
     Args:
         every_n_steps: Look at every n-th batch, or the update that it becomes part of, at least 1;
@@ -96,6 +106,8 @@ class GradientConflict(Callback):
         self._sums: dict[str, list[float]] = {}
         self._epochs: list[dict[str, float]] = []
         self._records: Records | None = None
+        self._onlooker: Onlooker | None = None
+        self._told = False
 
     @property
     @override
@@ -110,6 +122,12 @@ class GradientConflict(Callback):
             self._forget()
 
     @override
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        alone = not isinstance(pl_module, Host) and host_of(pl_module) is pl_module
+        if alone and not _hides_gradients(trainer):
+            self._onlooker = Onlooker(trainer, pl_module)
+
+    @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._csv is not None and trainer.is_global_zero:
             self._records = Records(self._csv, trainer.global_step if self._resumed else None)
@@ -120,8 +138,8 @@ class GradientConflict(Callback):
     ) -> None:
         self._due = self._due or batch_idx == 0 or self._is_turn(trainer)
         self._seen += 1
-        if self._due:
-            _watch(pl_module, True)
+        if self._due and not _hides_gradients(trainer):
+            self._watch(pl_module, True)
 
     def _is_turn(self, trainer: Trainer) -> bool:
         if self.every_n_steps is None:
@@ -135,9 +153,11 @@ class GradientConflict(Callback):
     ) -> None:
         if not self._due:
             return
-        _watch(pl_module, False)
-        result = getattr(host_of(pl_module), "last_step", None)
+        self._watch(pl_module, False)
+        host = self._host(pl_module)
+        result = getattr(host, "last_step", None)
         if not isinstance(result, StepResult) or result.gram is None:
+            self._tell(getattr(host, "engine", None))
             return  # the update comes with a later batch, or never
         self._due = False
         figures = _figures(result)
@@ -163,6 +183,29 @@ class GradientConflict(Callback):
                 pl_module.log(name, rate, sync_dist=trainer.world_size > 1)
         self._epochs.append({"epoch": float(trainer.current_epoch), **epoch})
 
+    def _host(self, module: LightningModule) -> Any:
+        return host_of(module) if self._onlooker is None else self._onlooker
+
+    def _watch(self, module: LightningModule, watched: bool) -> None:
+        if self._onlooker is not None:
+            self._onlooker.begin() if watched else self._onlooker.end()
+            return
+        engine = getattr(host_of(module), "engine", None)
+        if isinstance(engine, MultiTaskStep):
+            engine.watched = watched
+
+    def _tell(self, engine: Any) -> None:
+        """Say once that there is nothing to be seen."""
+        hidden = isinstance(engine, MultiTaskStep) and engine.partition.hidden
+        if hidden and not self._told:
+            self._told = True
+            rank_zero_warn(
+                "GradientConflict sees no gradients of single tasks: torch.compile or a reentrant "
+                "checkpoint hides them in a training without TaskSAM and an aggregator that looks "
+                "at gradients. Do without it, or add one of them.",
+                category=UserWarning,
+            )
+
     # The picture, and what outlives a broken run.
 
     @override
@@ -173,7 +216,17 @@ class GradientConflict(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        self._close()
         self._draw(trainer)
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._onlooker is not None:
+            self._onlooker.close()
+            self._onlooker = None
 
     def _draw(self, trainer: Trainer) -> None:
         if self._png is not None and self._epochs and trainer.is_global_zero:
@@ -191,10 +244,9 @@ class GradientConflict(Callback):
         self._epochs = [dict(epoch) for epoch in state_dict["epochs"]]
 
 
-def _watch(module: LightningModule, watched: bool) -> None:
-    engine = getattr(host_of(module), "engine", None)
-    if isinstance(engine, MultiTaskStep):
-        engine.watched = watched
+def _hides_gradients(trainer: Trainer) -> bool:
+    """Whether the strategy leaves no process gradients of whole parameters."""
+    return not kinds_of(trainer) & {"SingleDeviceStrategy", WHOLE, SHARDING}
 
 
 def _figures(result: StepResult) -> dict[str, float]:

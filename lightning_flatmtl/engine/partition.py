@@ -49,6 +49,8 @@ class Partition:
         self._behind_compiled: set[nn.Parameter] = set()
         self._seen: dict[str, None] = {}
         self.needs_backward = False
+        self.compiled = False
+        """Whether a graph was compiled, so that it may be walked once only."""
         """Whether a graph hid parameters, so that not all that are reached are known."""
         self.penalised: set[Any] = set()
         """Parameters that a penalty, which belongs to no task, has reached."""
@@ -93,6 +95,7 @@ class Partition:
                 kind = type(node).__name__
                 if kind.startswith(_COMPILED) and outputs.setdefault(node, output) != output:
                     self._note_behind_compiled(node)
+                self.compiled = self.compiled or kind.startswith(_COMPILED)
                 if visitor.get(node, "") in (task, _SHARED):
                     continue
                 if kind == _CHECKPOINT and not self.needs_backward:
@@ -102,6 +105,11 @@ class Partition:
                 if kind == _LEAF:
                     self._note(node.variable, task)  # type: ignore[attr-defined]
                 stack.extend((child, nr) for child, nr in node.next_functions if child is not None)
+
+    @property
+    def hidden(self) -> bool:
+        """Whether a graph cannot be walked again without ado."""
+        return self.compiled or self.needs_backward
 
     @property
     def seen(self) -> KeysView[str]:

@@ -30,6 +30,7 @@ from lightning_flatmtl.engine.gradients.perturbation_gradients import (
     ascends_together,
 )
 from lightning_flatmtl.engine.gradients.stats import GradientStats, measure, measure_second
+from lightning_flatmtl.engine.gradients.watched import watched_gram
 from lightning_flatmtl.engine.gradients.weighted_sum import means_of, weighted_sum
 from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
 from lightning_flatmtl.engine.parameters.choice import blocks_for
@@ -154,7 +155,8 @@ class MultiTaskStep:
         )
         try:
             if not by_task:
-                return weighted_sum(losses, setting, aggregation, penalty)
+                result = weighted_sum(losses, setting, aggregation, penalty)
+                return self._watched(result, losses, setting, passes) if self.watched else result
             self.partition.refuse_compiled()
             if place == ALONE:
                 return self._update(losses, setting, passes, aggregation, sharpness, penalty)
@@ -187,6 +189,18 @@ class MultiTaskStep:
                 losses, blocks, *found, aggregation, sharpness, of_penalty, self.watched
             )
         return result if penalty is None else _with_penalty(result, penalty)
+
+    def _watched(
+        self, result: StepResult, losses: dict[str, Tensor], setting: Setting, passes: Passes
+    ) -> StepResult:
+        """The result with the Gram that the step did not need, where the graphs can be kept."""
+        if self.partition.hidden or not setting.shares:
+            return result
+        try:
+            gram = watched_gram(losses, blocks_for(setting, passes, None))
+        finally:
+            self._workspace.clear()  # the steps between have no rows
+        return replace(result, gram=gram)
 
     def _accumulate(
         self,

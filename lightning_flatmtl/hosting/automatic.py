@@ -24,7 +24,7 @@ from lightning_flatmtl.hosting.fit import Fit
 from lightning_flatmtl.hosting.refusals import refuse_unfit_trainer
 from lightning_flatmtl.hosting.untouched import UntouchedGradients
 
-__all__ = ["TakeOver", "host_of", "second_pass"]
+__all__ = ["TakeOver", "count_of", "declared_by", "host_of", "second_pass", "task_losses"]
 
 _EXPECTED = (
     '`training_step` must return {"loss": total, "losses": {"a": loss_a, "b": loss_b}} with a '
@@ -111,7 +111,7 @@ class TakeOver:
             nonlocal outputs
             args_, kwargs_ = (args, kwargs) if inputs is None else inputs.take()
             given = self._original(*args_, **kwargs_)
-            found = _task_losses(given)
+            found = task_losses(given)
             if not fit.second_pass:
                 outputs = given
                 self._declare_heads(found)
@@ -119,7 +119,7 @@ class TakeOver:
                     fit.aggregator.admit(found)
             return found
 
-        passes = WholePasses(losses, self._module, self._muted, lambda t: _count(outputs, t))
+        passes = WholePasses(losses, self._module, self._muted, lambda t: count_of(outputs, t))
         passes.penalty = lambda: plain(outputs.get("penalty"))
         result = fit.run(self._module, passes, place)
         waits = result is not None and result.loss is None  # for the rest of its update
@@ -143,10 +143,10 @@ class TakeOver:
         def losses() -> Mapping[str, Tensor]:
             nonlocal outputs
             outputs = self._original(*args, **kwargs)
-            return _task_losses(outputs)
+            return task_losses(outputs)
 
         return WholePasses(
-            losses, self._module, self._muted, count=lambda task: _count(outputs, task)
+            losses, self._module, self._muted, count=lambda task: count_of(outputs, task)
         )
 
     def _place(self) -> Place:
@@ -177,7 +177,7 @@ class TakeOver:
 
     def declare_shared(self) -> None:
         """Begin with the shared parameters that the module declares; called once they all exist."""
-        self._declare(shared=_declared(self._module, "shared_parameters") or ())
+        self._declare(shared=declared_by(self._module, "shared_parameters") or ())
 
     def before_zero_grad(self) -> None:
         """A new group of accumulated batches begins."""
@@ -241,7 +241,7 @@ class TakeOver:
         Looked at in the first step and in those that log, where the numbers come to the host
         anyway.
         """
-        losses = _task_losses(outputs)
+        losses = task_losses(outputs)
         logs = self._trainer._logger_connector.should_update_logs
         if self._total_told or not losses or (self._total_seen and not logs):
             return
@@ -272,7 +272,9 @@ class TakeOver:
             return
         for task in losses:
             if task not in self.fit.engine.partition.seen:
-                self._declare(heads={task: _declared(self._module, "task_parameters", task) or ()})
+                self._declare(
+                    heads={task: declared_by(self._module, "task_parameters", task) or ()}
+                )
 
     def _declare(
         self, shared: Iterable[Any] | None = None, heads: dict[str, Any] | None = None
@@ -339,7 +341,7 @@ def refuse_unfit_module(module: LightningModule) -> None:
         )
 
 
-def _task_losses(outputs: Any) -> dict[str, Tensor]:
+def task_losses(outputs: Any, when: str = "With an aggregator or TaskSAM") -> dict[str, Tensor]:
     """The losses in what a ``training_step`` returned; a task with ``None`` is absent."""
     if outputs is None:
         return {}
@@ -349,11 +351,11 @@ def _task_losses(outputs: Any) -> dict[str, Tensor]:
             if isinstance(outputs, Mapping)
             else (type(outputs).__name__)
         )
-        raise MisconfigurationException(f"With an aggregator or TaskSAM {_EXPECTED}, got {got}.")
+        raise MisconfigurationException(f"{when} {_EXPECTED}, got {got}.")
     losses = outputs["losses"]
     if not isinstance(losses, Mapping):
         raise MisconfigurationException(
-            f'With an aggregator or TaskSAM {_EXPECTED}, got {type(losses).__name__} for "losses".'
+            f'{when} {_EXPECTED}, got {type(losses).__name__} for "losses".'
         )
     unnamed = [task for task in losses if not isinstance(task, str)]
     if unnamed:
@@ -363,7 +365,7 @@ def _task_losses(outputs: Any) -> dict[str, Tensor]:
     return {task: plain(loss) for task, loss in losses.items() if loss is not None}
 
 
-def _count(outputs: Any, task: str) -> float:
+def count_of(outputs: Any, task: str) -> float:
     """How many samples a task's loss is the mean of, if the module says so."""
     counts = outputs.get("counts")
     if not isinstance(counts, Mapping):  # none, or something of the module's own
@@ -376,7 +378,7 @@ def _count(outputs: Any, task: str) -> float:
     return float(counts[task])
 
 
-def _declared(module: LightningModule, name: str, *args: Any) -> list[nn.Parameter] | None:
+def declared_by(module: LightningModule, name: str, *args: Any) -> list[nn.Parameter] | None:
     """What the module's own method ``name`` declares, ``None`` if it has none."""
     method = getattr(module, name, None)
     if not callable(method):

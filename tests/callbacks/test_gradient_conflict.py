@@ -10,11 +10,13 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.utils.checkpoint
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 
 from lightning_flatmtl import TaskSAM
-from lightning_flatmtl.aggregators import CAGrad
+from lightning_flatmtl.aggregators import CAGrad, UncertaintyWeighting
 from lightning_flatmtl.callbacks import GradientConflict
 from lightning_flatmtl.engine.gradients.gram import cross_gram
 from tests.helpers import assert_identical, data, fit, module
@@ -86,13 +88,15 @@ METHODS = {
     "CAGrad": lambda: [CAGrad()],
     "F-CAGrad": lambda: [TaskSAM(rho=RHO), CAGrad()],
     "F-LS": lambda: [TaskSAM(rho=RHO)],
+    "none": list,
+    "UW": lambda: [UncertaintyWeighting()],
 }
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("host", HOSTS)
 def test_the_figures_are_those_of_a_computation_by_hand(host, method, tmp_path) -> None:
-    callbacks, hand = METHODS[method](), ByHand(flat=method != "CAGrad")
+    callbacks, hand = METHODS[method](), ByHand(flat=method.startswith("F-"))
     file = tmp_path / "new" / "conflict.csv"
     # Listed before the method, which takes the module over in its turn.
     looks = [GradientConflict(every_n_steps=1, csv=file), hand]
@@ -147,6 +151,81 @@ def test_training_is_the_same_bit_for_bit(host, method) -> None:
     nets = [HOSTS[host](trunk=None) for _ in range(2)]
     fit(nets[0], METHODS[method](), max_epochs=3)
     fit(nets[1], [*METHODS[method](), GradientConflict(every_n_steps=2)], max_epochs=3)
+    assert_identical(*nets)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_training_without_a_method_is_the_same_with_checkpoints_and_accumulation(host) -> None:
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=False)
+
+    nets, looks = [], GradientConflict(every_n_steps=1)
+    for callbacks in ([], [looks]):
+        trunk = Checkpointed(*smooth_trunk(dropout=0.4), nn.BatchNorm1d(5))
+        net, settings = accumulating(host, 2, trunk=trunk)
+        torch.manual_seed(8)
+        fit(net, callbacks, data(n=40), max_epochs=2, **settings)
+        nets.append(net)
+    assert_identical(*nets)
+    assert len(looks.state_dict()["epochs"]) == 2
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("method", ["none", "UW"])
+def test_steps_in_between_have_no_rows(host, method) -> None:
+    calls: list[int] = []
+
+    class Counts(pl.Callback):
+        def on_train_batch_start(self, trainer, net, batch, batch_idx):
+            calls.append(0)
+
+    net = HOSTS[host](trunk=smooth_trunk())
+    net.encoder[4].register_full_backward_hook(lambda *_: calls.append(calls.pop() + 1))
+    fit(net, [Counts(), *METHODS[method](), GradientConflict(every_n_steps=3)], data(n=40))
+    assert calls == [3, 1, 1, 3, 1]
+
+
+def test_a_module_that_returns_no_losses_is_told_how() -> None:
+    class Silent(type(foreign())):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return super().training_step(batch, batch_idx)["loss"]
+
+    net = foreign(kind=Silent)
+    message = "To look at the gradients of tasks `training_step` must return"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(net, [GradientConflict()])
+    assert "training_step" not in vars(net)
+
+
+def test_a_module_with_manual_optimization_is_refused_before_the_first_batch() -> None:
+    net = foreign()
+    net.automatic_optimization = False
+    with pytest.raises(MisconfigurationException, match="automatic_optimization = False"):
+        fit(net, [GradientConflict()])
+
+
+def test_a_loss_that_is_not_finite_is_not_for_it_to_refuse() -> None:
+    class Lost(type(foreign())):
+        def losses(self, batch: Any) -> Any:
+            return {task: loss * math.nan for task, loss in super().losses(batch).items()}
+
+    made = fit(foreign(kind=Lost), [GradientConflict(every_n_steps=1)])
+    assert made.global_step == 3
+    assert "conflict/rate" not in made.callback_metrics
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_says_that_a_graph_is_hidden(host) -> None:
+    class Checkpointed(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            x = x.requires_grad_()
+            return torch.utils.checkpoint.checkpoint(super().forward, x, use_reentrant=True)
+
+    nets = [HOSTS[host](trunk=Checkpointed(*smooth_trunk())) for _ in range(2)]
+    fit(nets[0])
+    with pytest.warns(UserWarning, match="GradientConflict sees no gradients of single tasks"):
+        fit(nets[1], [GradientConflict(every_n_steps=1)])
     assert_identical(*nets)
 
 
