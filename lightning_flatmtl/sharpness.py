@@ -20,6 +20,24 @@ class TaskSAM(MethodCallback):
     there. What the perturbation adds to a task's shared gradient is its flat part; loss parts and
     flat parts are aggregated separately and added.
 
+    The ablations of the paper's Tables 5 and 6 put the same gradients together otherwise. With the
+    clean gradients :math:`g_i`, the SAM gradients :math:`s_i` and the flat parts
+    :math:`f_i = s_i - g_i` the shared parameters follow
+
+    ============ =========================================================
+    `aggregate`  direction
+    ============ =========================================================
+    ``"split"``  :math:`A(g_1, \dots, g_m) + A(f_1, \dots, f_m)`
+    ``"direct"`` :math:`A(s_1, \dots, s_m)`
+    ``"second"`` :math:`A(A(g_1, \dots, g_m),\; A(f_1, \dots, f_m))`
+    ``"each"``   :math:`A(A(g_1, f_1), \dots, A(g_m, f_m))`
+    ============ =========================================================
+
+    Read so from the paper's words, "once more" and "per task first": the inner and the outer A are
+    the same, and the order of the rows is that above. The last two want an A that is a function of
+    inner products alone; methods that weigh losses, have preferences or learn of tasks, and those
+    that look at single entries, are refused. Heads are the same in all four.
+
     Cost: one more forward and backward pass of the trunk for every task, and a second
     ``[tasks, parameters]`` matrix; where the model is not made of encoder and heads, all heads run
     in these passes. Too large a radius kills training, so that every task gradient is exactly zero
@@ -35,14 +53,15 @@ class TaskSAM(MethodCallback):
         point: ``"separate"`` takes the shared gradient at perturbed shared parameters and the head
             gradient at perturbed head parameters (arXiv v4, Algorithm 1); ``"joint"`` takes both
             where both are perturbed (ICCV text, published code).
-        aggregate: ``"split"`` is the method; ``"direct"`` aggregates the SAM gradients themselves,
-            an ablation.
+        aggregate: ``"split"`` is the method; ``"direct"``, ``"second"`` and ``"each"`` are the
+            ablations of the table above.
         perturbation: With several processes, ``"global"`` perturbs along the gradient of all their
             samples, as one process would; ``"local"`` lets each perturb along that of its own
             samples (m-sharpness), with less traffic. With one process they are the same.
 
     Raises:
-        ValueError: If an argument is out of its bounds.
+        ValueError: If an argument is out of its bounds; when a fit begins, if ``"second"`` or
+            ``"each"`` stands beside an aggregator that they cannot do with.
 
     Example:
         >>> TaskSAM(rho=1.0, adaptive=True).sharpness.rho_shared

@@ -41,6 +41,15 @@ def vector(grads: Params) -> Tensor:
     return torch.cat([g.reshape(-1) for g in grads.values()])
 
 
+ARMS = {
+    "split": lambda g, f, a: a(g) + a(f),
+    "direct": lambda g, f, a: a(g + f),
+    "second": lambda g, f, a: a(torch.stack([a(g), a(f)])),
+    "each": lambda g, f, a: a(torch.stack([a(pair) for pair in torch.stack([g, f], 1)])),
+}
+"""The direction from loss parts, flat parts and an aggregator of rows."""
+
+
 def f_mtl_gradients(
     losses: dict[str, Callable[[Params], Tensor]],
     params: Params,
@@ -74,10 +83,8 @@ def f_mtl_gradients(
     g, s = torch.stack(loss_rows), torch.stack(sam_rows)
     if rho == 0 and rho_heads == 0:
         direction = aggregate(g, values)
-    elif arm == "direct":
-        direction = aggregate(s, values)
     else:
-        direction = aggregate(g, values) + aggregate(s - g, values)
+        direction = ARMS[arm](g, s - g, lambda rows: aggregate(rows, values))
     start = 0
     for k in shared:
         n = params[k].numel()

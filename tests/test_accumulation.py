@@ -210,10 +210,8 @@ def naive_update(
     rows = torch.stack([naive.vector({k: clean[t][k] for k in shared}) for t in present])
     sam_rows = torch.stack([naive.vector({k: moved[t][k] for k in shared}) for t in present])
     nothing = torch.zeros(len(present), dtype=torch.float64)
-    if settings["aggregate"] == "direct":
-        found = direction(sam_rows, nothing)
-    else:
-        found = direction(rows, nothing) + direction(sam_rows - rows, nothing)
+    arm = naive.ARMS[settings["aggregate"]]
+    found = arm(rows, sam_rows - rows, lambda rows: direction(rows, nothing))
     result = {k: moved[t][k] for t in present for k in heads[t]}
     pieces = torch.split(found, [params[k].numel() for k in shared])
     result.update({k: piece.view_as(params[k]) for k, piece in zip(shared, pieces, strict=True)})
@@ -238,6 +236,8 @@ def labelled(batch: Batch, task: str) -> Tensor:
         {"rho": 0.1, "point": "joint"},
         {"rho": 0.5, "adaptive": True},
         {"rho": 0.1, "aggregate": "direct"},
+        {"rho": 0.1, "aggregate": "second"},
+        {"rho": 0.5, "aggregate": "each", "adaptive": True, "point": "joint"},
     ],
     ids=lambda s: " ".join(map(str, s.values())),
 )

@@ -23,6 +23,7 @@ from lightning_flatmtl.aggregators import (
     IMTL,
     MGDA,
     CAGrad,
+    GradDrop,
     LinearScalarization,
     PCGrad,
 )
@@ -31,7 +32,8 @@ from lightning_flatmtl.engine.processes.single import SingleProcess
 from lightning_flatmtl.hosting.refusals import refuse_unfit_trainer
 from lightning_flatmtl.hosting.trainer import processes_of
 from tests.ddp.net import Batches
-from tests.helpers import Pairs, data, encoder, fit, module, tasks, trainer
+from tests.helpers import Calls, Pairs, data, encoder, fit, module, tasks, trainer
+from tests.hosts import HOSTS
 
 
 def says(kind: type[BaseException], *parts: str) -> Any:
@@ -50,6 +52,18 @@ def test_two_aggregators() -> None:
 def test_two_sams() -> None:
     with says(MisconfigurationException, "at most one TaskSAM", "got 2", "Keep one"):
         fit(module(), [TaskSAM(), TaskSAM(0.1)])
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("arm", ["second", "each"])
+@pytest.mark.parametrize("method", [IMTL(), LinearScalarization({"a": 1.0, "b": 2.0}), GradDrop()])
+def test_an_arm_that_aggregates_directions_of_no_task(host: str, arm: str, method: Any) -> None:
+    model, name = HOSTS[host](), type(method).__name__
+    calls = Calls(model.encoder)
+    with says(ValueError, f"aggregate='{arm}'", f"got {name}(", "Use aggregate='split'"):
+        fit(model, [method, TaskSAM(0.1, aggregate=arm)])
+    assert calls.count == 0
+    assert fit(model, [method, TaskSAM(0.0, aggregate=arm)]).global_step == 3
 
 
 def test_several_optimizers() -> None:
@@ -203,7 +217,8 @@ def test_radii(argument: str, value: Any) -> None:
 def test_choices_of_sam() -> None:
     with says(ValueError, "`point` must be 'separate' or 'joint', got 'both'"):
         TaskSAM(point="both")
-    with says(ValueError, "`aggregate` must be 'split' or 'direct', got 'sum'"):
+    choices = "'split', 'direct', 'second' or 'each'"
+    with says(ValueError, f"`aggregate` must be {choices}, got 'sum'"):
         TaskSAM(aggregate="sum")
 
 

@@ -9,7 +9,7 @@ from torch.func import functional_call
 from lightning_flatmtl import MultiTaskModule, TaskSAM
 from lightning_flatmtl.aggregators import IMTLG, MGDA, CAGrad, LinearScalarization, PCGrad
 from tests import naive
-from tests.helpers import assert_close, data, fit, module
+from tests.helpers import assert_close, assert_identical, data, fit, module
 
 AGGREGATORS = {
     "none": (None, naive.ls),
@@ -53,16 +53,29 @@ def naive_fit(model: MultiTaskModule, aggregate, **settings) -> None:
         optimizer.step()
 
 
-@pytest.mark.parametrize("name", AGGREGATORS)
+NEED_TASKS = ("MGDA-loss", "MGDA-loss+")
+CASES = [
+    (name, rho, adaptive, point, arm)
+    for name in AGGREGATORS
+    for rho, adaptive in ((0.05, False), (0.5, True))
+    for point in ("separate", "joint")
+    for arm in naive.ARMS
+    if arm in ("split", "direct") or name not in NEED_TASKS
+]
+
+
+@pytest.mark.parametrize("arm", ["second", "each"])
+def test_without_flat_parts_all_arms_are_one(arm: str) -> None:
+    found, expected = module(), module()
+    for model, aggregate in ((found, arm), (expected, "split")):
+        sam = TaskSAM(rho_shared=0.0, rho_heads=0.5, aggregate=aggregate)
+        assert fit(model, [MGDA(), sam]).global_step == 3
+    assert_identical(found, expected)
+
+
 @pytest.mark.parametrize(
-    ("rho", "adaptive", "point", "arm"),
-    [(0.0, False, "separate", "split")]
-    + [
-        (rho, adaptive, point, arm)
-        for rho, adaptive in ((0.05, False), (0.5, True))
-        for point in ("separate", "joint")
-        for arm in ("split", "direct")
-    ],
+    ("name", "rho", "adaptive", "point", "arm"),
+    [*((name, 0.0, False, "separate", "split") for name in AGGREGATORS), *CASES],
 )
 def test_three_steps(name: str, rho: float, adaptive: bool, point: str, arm: str) -> None:
     make, aggregate = AGGREGATORS[name]

@@ -64,6 +64,8 @@ SAMS: dict[str, dict[str, Any] | None] = {
     "adaptive": {"rho": 0.5, "adaptive": True},
     "adaptive joint": {"rho": 0.5, "adaptive": True, "point": "joint"},
     "direct": {"rho": 0.05, "aggregate": "direct"},
+    "second": {"rho": 0.05, "aggregate": "second"},
+    "each": {"rho": 0.5, "adaptive": True, "aggregate": "each"},
     "shared only": {"rho": 0.05, "rho_heads": 0.0},
     "heads only": {"rho": 0.05, "rho_shared": 0.0},
 }
@@ -98,7 +100,7 @@ def test_both_hosts_train_alike(aggregator: str | None, sam: str) -> None:
 @pytest.mark.parametrize(
     ("name", "direction"), [("CAGrad", naive.cagrad(0.5)), ("PCGrad", naive.pcgrad)]
 )
-@pytest.mark.parametrize("sam", ["plain", "separate", "adaptive joint", "direct"])
+@pytest.mark.parametrize("sam", ["plain", "separate", "adaptive joint", "direct", "second", "each"])
 def test_against_the_naive_loop(name: str, direction: Any, sam: str) -> None:
     taken, reference = foreign(), module()
     callbacks = method(name, sam)
@@ -608,7 +610,7 @@ def test_what_the_module_sees_of_the_second_pass(aggregator: str | None, sam: st
     assert taken.seen.compute().tolist() == plain.seen.compute().tolist() == [0, 1, 2] * 2
     assert taken.pair.compute() == plain.pair.compute()
     assert [m.update_count for m in taken.pair.values()] == [6, 6]
-    again = {"separate": 4, "adaptive": 4, "direct": 4}.get(sam, 2)
+    again = dict.fromkeys(("separate", "adaptive", "direct", "second", "each"), 4).get(sam, 2)
     # FAMO's look at the losses after the step is as mute as a second pass.
     step = [False] + [True] * (again + (aggregator == "FAMO"))
     assert flags == step * 6

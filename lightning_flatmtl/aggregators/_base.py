@@ -111,6 +111,16 @@ class Aggregator(MethodCallback, ABC):
         return "matrix"
 
     @property
+    def needs_tasks(self) -> bool:
+        """Whether the rows must be tasks', of which the method knows more than their gradients.
+
+        That is their losses, preferences, or what was learned of them. If not, the Gram matrix
+        alone decides, and the rows may be directions, as :class:`~lightning_flatmtl.TaskSAM` asks
+        for with ``aggregate="second"`` or ``"each"``.
+        """
+        return True
+
+    @property
     @override
     def state_key(self) -> str:
         return f"lightning_flatmtl.{type(self).__qualname__}"
@@ -394,6 +404,11 @@ class GramAggregator(Aggregator):
     @override
     def requires(self) -> Requires:
         return "gram"
+
+    @property
+    @override
+    def needs_tasks(self) -> bool:
+        return type(self).loss_weights is not Aggregator.loss_weights
 
     @abstractmethod
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:

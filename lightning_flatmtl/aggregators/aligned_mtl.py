@@ -46,6 +46,11 @@ class AlignedMTL(GramAggregator):
         self.preference = preference
         self._preference = Preference(preference)
 
+    @property
+    @override
+    def needs_tasks(self) -> bool:
+        return self.preference is not None
+
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         return aligned_mtl_weights(gram, self.scale, self._preference.shares(gradients.tasks))

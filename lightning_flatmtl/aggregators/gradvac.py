@@ -54,6 +54,11 @@ class GradVac(RandomAggregator, GramAggregator):
         self._targets: dict[str, Targets] = {}
         """By part, task and other task: the target cosine."""
 
+    @property
+    @override
+    def needs_tasks(self) -> bool:
+        return True
+
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         m, names = len(gram), gradients.tasks

@@ -40,6 +40,11 @@ class LinearScalarization(LossWeighting):
     def is_plain_sum(self) -> bool:
         return True
 
+    @property
+    @override
+    def needs_tasks(self) -> bool:
+        return self.weights is not None
+
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor | None:
         return self._weights.of(tasks)

@@ -49,6 +49,11 @@ class MGDA(GramAggregator):
             )
         self.normalization = normalization
 
+    @property
+    @override
+    def needs_tasks(self) -> bool:
+        return self.normalization in {"loss", "loss+"}
+
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         losses = gradients.losses

@@ -73,6 +73,11 @@ class NashMTL(GramAggregator):
     def follows_scale(self) -> bool:
         return self.normalize
 
+    @property
+    @override
+    def needs_tasks(self) -> bool:
+        return self.preference is not None or self.update_interval > 1
+
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         weights = self._solve_or_keep(gram, gradients)

@@ -40,6 +40,11 @@ class UPGrad(GramAggregator):
         self.preference = preference
         self._preference = Preference(preference)
 
+    @property
+    @override
+    def needs_tasks(self) -> bool:
+        return self.preference is not None
+
     @override
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:
         return upgrad_weights(gram, self._preference.shares(gradients.tasks))

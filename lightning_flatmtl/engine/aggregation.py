@@ -55,6 +55,14 @@ class Aggregation(Protocol):
     def needs_gradients(self) -> bool:
         """Whether the task gradients matter, or the losses alone give the weights."""
 
+    @property
+    def needs_tasks(self) -> bool:
+        """Whether the rows must be tasks', of which it knows more than their gradients.
+
+        If not, their Gram matrix alone decides, and the rows may be directions, too. Asked only
+        where directions are aggregated.
+        """
+
     def row_weights(self, gradients: TaskGradients) -> Tensor | None:
         """Weights ``[m]`` of the rows, if the direction is a weighted sum of them, else ``None``.
 
@@ -76,6 +84,7 @@ class SumOfLosses:
     """The aggregation when no aggregator is given: the plain sum of the losses."""
 
     needs_gradients = False
+    needs_tasks = False
     requires: Requires = "gram"
 
     def row_weights(self, gradients: TaskGradients) -> Tensor:

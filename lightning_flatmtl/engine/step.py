@@ -19,6 +19,7 @@ from lightning_flatmtl.engine.gradients.directions import (
     to_be_skipped,
 )
 from lightning_flatmtl.engine.gradients.jacobian import Gradients, task_gradients
+from lightning_flatmtl.engine.gradients.nested import Nested, refuse_unfit_to_nest
 from lightning_flatmtl.engine.gradients.penalty import (
     PENALTY,
     Penalty,
@@ -117,7 +118,8 @@ class MultiTaskStep:
             The result, or ``None`` when no process has any loss, here and in what is accumulated.
 
         Raises:
-            ValueError: If a loss is not a scalar or reaches no trainable parameter, or, with
+            ValueError: If a loss is not a scalar or reaches no trainable parameter, if the
+                aggregator cannot be nested as ``sharpness`` asks for, or, with
                 several processes, if the optimizer trains what the module does not know.
             NonFiniteError: If a loss or a task gradient is NaN or infinite, without loss scaling,
                 or the direction is.
@@ -126,6 +128,7 @@ class MultiTaskStep:
         aggregation = SumOfLosses() if aggregation is None else aggregation
         if sharpness is not None and not sharpness.active:
             sharpness = None
+        refuse_unfit_to_nest(aggregation, sharpness)
         if place.first:
             self._accumulated = Accumulation(self._known_tasks())
             self._failure = Failure(self.processes, module)
@@ -348,14 +351,17 @@ def lines_7_to_10(
         measures.check(blocks)
     second_gram = cross = None
     if second is not clean:
-        splits = sharpness is not None and sharpness.aggregate == "split"
-        wanted = watched and splits and second.shared is not clean.shared
+        wanted = sharpness is not None and (sharpness.nests or (watched and sharpness.splits))
+        wanted = wanted and second.shared is not clean.shared
         second_gram, cross = measure_second(second, blocks, clean if wanted else None)
 
-    # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves.
+    # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves; in two of the
+    # arms, with weights that come of aggregating directions once more.
     weights = aggregation.loss_weights(blocks.tasks, measures.losses)
     refuse_infinite_weights(weights, blocks.tasks, aggregation)
     parts = parts_of(clean, second, second_gram, measures, blocks, sharpness, weights)
+    if cross is not None and sharpness is not None and sharpness.nests:
+        aggregation = Nested(aggregation, sharpness.aggregate, cross, parts)
     direction = blocks.row("direction")
     for i, (part, rows) in enumerate(parts if blocks.shared.params else ()):
         aggregate_onto(direction, part, rows, aggregation, blocks, empty=i == 0)

@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lightning_flatmtl.engine import MultiTaskStep, Passes, Sharpness, StepResult
 from lightning_flatmtl.engine.gradients.accumulation import ALONE, Place
+from lightning_flatmtl.engine.gradients.nested import refuse_unfit_to_nest
 from lightning_flatmtl.hosting.compiling import SeveralBackwards
 from lightning_flatmtl.hosting.muting import metrics_unmoved
 from lightning_flatmtl.hosting.random_streams import RandomStreams
@@ -86,6 +87,7 @@ class Fit:
         self.streams.begin()
         if self.has_method:
             refuse_unfit_trainer(trainer)
+            refuse_unfit_to_nest(self.aggregator, self.sharpness)
             warn_of_lost_scale(self.aggregator, self.sharpness)
             self._compiling = SeveralBackwards()
 

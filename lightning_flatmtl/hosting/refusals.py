@@ -99,7 +99,7 @@ def warn_of_lost_scale(aggregator: Any, sharpness: Sharpness | None) -> None:
     """Warn where loss part and flat part would be added without regard to their sizes."""
     if aggregator is None or sharpness is None or not sharpness.active:
         return
-    if sharpness.aggregate == "split" and not aggregator.follows_scale:
+    if sharpness.splits and not aggregator.follows_scale:
         name = type(aggregator).__name__
         rank_zero_warn(
             f"The direction of {name} does not scale with the gradients, so with TaskSAM the flat "

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_flatmtl import aggregators
 from lightning_flatmtl.aggregators import Aggregator
-from lightning_flatmtl.engine import NonFiniteError
+from lightning_flatmtl.engine import NonFiniteError, TaskGradients
 from tests.aggregators.specs import SPECS, Spec
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "vectors" / "aggregators.json").read_text())[
@@ -50,6 +50,26 @@ def test_every_public_aggregator_has_a_spec() -> None:
     }
     public.remove("TorchJD")  # as many methods as TorchJD has; see test_torchjd.py
     assert public == {type(spec.make()).__name__ for spec in SPECS.values()}
+
+
+@ALL
+def test_one_that_needs_no_tasks_decides_by_the_gram(spec: Spec) -> None:
+    """So that it can aggregate directions, of which nothing else is known."""
+    method = spec.make()
+    if method.needs_tasks:
+        return
+    gram = rows(3) @ rows(3).T
+    nothing = TaskGradients(torch.empty(3, 0), gram, ("x", "y", "z"))
+    all_known = TaskGradients(rows(3), gram, ("0", "1", "2"), losses(3), part="flat")
+    assert method.requires == "gram"
+    assert method.loss_weights(("0", "1", "2"), losses(3)) is None
+    assert torch.equal(spec.make().row_weights(nothing), method.row_weights(all_known))
+
+
+def test_who_needs_no_tasks() -> None:
+    found = {name for name, spec in SPECS.items() if not spec.make().needs_tasks}
+    assert {"LinearScalarization", "MGDA", "PCGrad", "CAGrad", "IMTLG", "UPGrad"} <= found
+    assert not found & {"GradVac", "IMTL", "GradDrop", "DBMTL", "MGDA-loss", "FAMO", "ExcessMTL"}
 
 
 @ALL

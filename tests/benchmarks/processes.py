@@ -85,6 +85,7 @@ def cases() -> list[Case]:
         Case("ours, matrix", _ours(MeanOfMatrix), lambda m, d, h: 2 * m * d + 2 * (d + h)),
     ]
     along, own = Sharpness(RHO, RHO), Sharpness(RHO, RHO, perturbation="local")
+    nested = Sharpness(RHO, RHO, aggregate="each")
     return [
         *found,
         Case(
@@ -95,6 +96,11 @@ def cases() -> list[Case]:
         Case(
             "ours, SAM global",
             _ours(lambda: CAGrad(0.4), along),
+            lambda m, d, h: 3 * m * d + 2 * h + 2 * (d + h),
+        ),
+        Case(
+            "ours, SAM nested",
+            _ours(lambda: CAGrad(0.4), nested),
             lambda m, d, h: 3 * m * d + 2 * h + 2 * (d + h),
         ),
         Case(

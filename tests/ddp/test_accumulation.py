@@ -41,6 +41,7 @@ FLAT: dict[str, Callable[[], list[pl.Callback]]] = {
     "separate": lambda: [CAGrad(), TaskSAM(0.1)],
     "joint": lambda: [CAGrad(), TaskSAM(0.5, point="joint", adaptive=True)],
     "direct": lambda: [PCGrad(seed=1), TaskSAM(0.1, aggregate="direct")],
+    "second": lambda: [MGDA(), TaskSAM(0.1, aggregate="second")],
     "columns": lambda: [GradDrop(seed=3), TaskSAM(0.1)],
 }
 

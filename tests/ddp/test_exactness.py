@@ -111,7 +111,10 @@ SAMS: dict[str, dict[str, Any] | None] = {
         for adaptive in (False, True)
         for arm in ("split", "direct")
     },
+    "second": {"rho": 0.05, "aggregate": "second"},
+    "each": {"rho": 0.5, "adaptive": True, "point": "joint", "aggregate": "each"},
 }
+NESTED = ("second", "each")
 FIRST = "separate even split"
 
 
@@ -131,7 +134,8 @@ COMBINATIONS = [
     *(("module", name, "") for name in BOTH),
     *(("taken over", name, FIRST) for name in BOTH),
     *((host, "CAGrad", sam) for host in HOSTS for sam in SAMS if sam not in ("", FIRST)),
-    *(("module", "GradDrop", sam) for sam in SAMS if sam not in ("", FIRST)),
+    *(("module", "GradDrop", sam) for sam in SAMS if sam not in ("", FIRST, *NESTED)),
+    *((host, "MGDA", sam) for host in HOSTS for sam in NESTED),
 ]
 OTHERS: dict[str, dict[str, Any]] = {
     "accumulated": {"accumulate_grad_batches": 2},

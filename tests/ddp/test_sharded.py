@@ -47,6 +47,7 @@ METHODS: dict[str, Callable[[], list[pl.Callback]]] = {
     "F-CAGrad joint adaptive": lambda: [CAGrad(), TaskSAM(0.5, point="joint", adaptive=True)],
     "F-MGDA adaptive": lambda: [MGDA(), TaskSAM(0.5, adaptive=True)],
     "F-IMTL-G direct": lambda: [IMTLG(), TaskSAM(0.1, aggregate="direct")],
+    "F-CAGrad each": lambda: [CAGrad(), TaskSAM(0.1, aggregate="each")],
 }
 REFUSED = {
     "columns": (lambda: [GradDrop()], "must look at the Gram matrix only"),

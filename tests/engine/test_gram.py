@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lightning_flatmtl.engine import gram_matrix
-from lightning_flatmtl.engine.gradients.gram import squared_norms
+from lightning_flatmtl.engine.gradients.gram import cross_gram, squared_norms
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -15,6 +15,17 @@ def test_equals_the_product_of_widened_rows(dtype: torch.dtype, shape: tuple[int
     rows = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     wide = rows.double()
     torch.testing.assert_close(gram_matrix(rows), wide @ wide.T, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 0), (2, 70_001), (40, 3)])
+def test_inner_products_of_two_matrices(dtype: torch.dtype, shape: tuple[int, int]) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows, others = (torch.randn(shape, generator=generator).to(dtype) for _ in range(2))
+    expected = rows.double() @ others.double().T
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = cross_gram(rows, others)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_is_exact_where_float32_is_not() -> None:

@@ -22,7 +22,8 @@ def test_a_radius_out_of_bounds_is_refused(value: object) -> None:
 def test_choices_are_named() -> None:
     with pytest.raises(ValueError, match="`point` must be 'separate' or 'joint', got 'both'"):
         TaskSAM(point="both")
-    with pytest.raises(ValueError, match="`aggregate` must be 'split' or 'direct', got 'mean'"):
+    choices = "'split', 'direct', 'second' or 'each'"
+    with pytest.raises(ValueError, match=f"`aggregate` must be {choices}, got 'mean'"):
         TaskSAM(aggregate="mean")
 
 

@@ -59,7 +59,7 @@ def parts_of(
     loss_part = part(clean, measures.gram, "loss")
     if second_gram is None or second.shared is clean.shared:
         return [loss_part]
-    if sharpness is not None and sharpness.aggregate == "direct":
+    if sharpness is not None and not sharpness.splits:
         return [part(second, second_gram, "loss")]
     return [loss_part, part(second, second_gram, "flat")]
 

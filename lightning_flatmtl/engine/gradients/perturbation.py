@@ -166,7 +166,7 @@ class _Second:
         self.heads = dict(clean.heads)
         self._clean = clean
         self._shared = blocks.shared
-        self._split = sharpness.aggregate == "split"
+        self._split = sharpness.splits
         self._moves = sharpness.moves_shared
         self._ascent = ascent
         self._begun = self._sent = 0
