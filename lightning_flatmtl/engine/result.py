@@ -22,7 +22,8 @@ class StepResult:
             when the step did not need them.
         flat_gram: The same for the flat parts; ``None`` without a split second pass.
         cross_gram: Inner products of the clean task gradients (rows) with the flat parts (columns);
-            ``None`` unless the step was :attr:`~lightning_flatmtl.engine.MultiTaskStep.watched`.
+            ``None`` unless the step was :attr:`~lightning_flatmtl.engine.MultiTaskStep.watched` or
+            its arm asks for them.
         dead: Whether every task gradient was exactly zero.
         overflow: What was not finite under loss scaling, in words; then the gradients are infinite,
             so that the scaler skips the step.
