@@ -216,6 +216,18 @@ def test_a_loss_that_is_not_finite_is_not_for_it_to_refuse() -> None:
 
 
 @pytest.mark.parametrize("host", HOSTS)
+def test_a_compiled_trunk_is_left_alone_without_a_method(host) -> None:
+    # Its backward pass may run once only.
+    nets = [HOSTS[host](trunk=smooth_trunk()) for _ in range(2)]
+    for net in nets:
+        net.encoder.compile(backend="aot_eager")
+    fit(nets[0])
+    with pytest.warns(UserWarning, match="GradientConflict sees no gradients of single tasks"):
+        fit(nets[1], [GradientConflict(every_n_steps=1)])
+    assert_identical(*nets)
+
+
+@pytest.mark.parametrize("host", HOSTS)
 def test_it_says_that_a_graph_is_hidden(host) -> None:
     class Checkpointed(nn.Sequential):
         def forward(self, x: Tensor) -> Tensor:
