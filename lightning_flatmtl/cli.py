@@ -12,7 +12,9 @@ import lightning_flatmtl.aggregators
 import lightning_flatmtl.callbacks
 import lightning_flatmtl.data
 import lightning_flatmtl.metrics
-import lightning_flatmtl.models  # noqa: F401
+import lightning_flatmtl.models
+import lightning_flatmtl.sharpness
+import lightning_flatmtl.task  # noqa: F401
 from lightning_flatmtl.hosting.cli_errors import (
     BriefParser,
     in_full,

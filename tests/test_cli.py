@@ -1,7 +1,9 @@
 """The `flatmtl` command on the examples and on files of one's own."""
 
 import csv
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from lightning.pytorch.cli import LightningCLI, ReduceLROnPlateau
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+import lightning_flatmtl
 from lightning_flatmtl import MultiTaskModule, TaskSAM
 from lightning_flatmtl.aggregators import CAGrad
 from lightning_flatmtl.cli import FlatMTLCLI, main
@@ -87,6 +90,21 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_examples(path: Path) -> None:
     main(["fit", f"--config={path}", "--trainer.fast_dev_run=true", *QUIET])
+
+
+def test_the_command_knows_all_short_names_by_itself() -> None:
+    """In a process of its own: here other tests have imported everything."""
+    (path,) = (path for path in EXAMPLES if path.stem == "f_cagrad")
+    arguments = ["fit", f"--config={path}", "--trainer.fast_dev_run=true", *QUIET]
+    code = f"from lightning_flatmtl.cli import main; main({arguments!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=False,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(lightning_flatmtl.__file__).parents[1])},
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
