@@ -356,7 +356,7 @@ class MultiTaskModule(LightningModule, Host):
         args, _ = inputs.take()
         return self._passes(*args)
 
-    # What the present fit has; that of the last one, if there is none.
+    # What the present fit has; engine and latest step stay after it.
 
     @property
     def engine(self) -> MultiTaskStep:

@@ -19,7 +19,7 @@ class LearnedScalars:
 
     They live in float64 on the CPU. A task enters at its first appearance; one that is absent from
     a step keeps its value and its moments. Gradients are averaged over the calls of
-    :meth:`accumulate` between two calls of :meth:`step`, as gradient accumulation asks for.
+    :meth:`accumulate` between two calls of :meth:`step`, for whoever calls the aggregator by hand.
 
     Args:
         lr: Learning rate of Adam, in ``(0, inf)``.

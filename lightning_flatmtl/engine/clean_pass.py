@@ -82,7 +82,7 @@ class CleanPass:
         counts = {task: passes.count(task) for task in losses}
         if penalty is not None:
             counts[PENALTY] = 1.0
-        agreed = self.processes.agree(counts, self.partition, module, named, last, failure.error)
+        agreed = self.processes.agree(counts, self.partition, module, named, last, failure.take())
         if self.processes.sharded:  # then all processes have the same tasks
             self._probe(module, named, losses)
         return losses, penalty, agreed

@@ -131,6 +131,9 @@ class MultiTaskStep:
         refuse_unfit_to_nest(aggregation, sharpness)
         if place.first:
             self._accumulated = Accumulation(self._known_tasks())
+        if (
+            self._failure.error is None
+        ):  # else that of a group that was broken off, still to be told
             self._failure = Failure(self.processes, module)
         by_task = sharpness is not None or aggregation.needs_gradients or self.processes.sharded
         by_task = by_task or place != ALONE

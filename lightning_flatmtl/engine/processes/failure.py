@@ -54,6 +54,11 @@ class Failure:
                 raise
             self.error = error if self.error is None else self.error
 
+    def take(self) -> Exception | None:
+        """The error, if there is one, to be told now; it is not kept any longer."""
+        error, self.error = self.error, None
+        return error
+
     def meet(self) -> None:
         """Tell by an exchange of its own, where no sum is made any more; see :meth:`tell`."""
         if self._processes.size > 1:
@@ -70,4 +75,4 @@ class Failure:
             ProcessError: If another process has failed and this one has not.
         """
         if failed > 0:
-            self._processes.end(self.error)
+            self._processes.end(self.take())
