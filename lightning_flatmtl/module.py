@@ -213,8 +213,7 @@ class MultiTaskModule(LightningModule, Host):
         if labelled is None:
             return None
         predictions, target = labelled
-        if not self.second_pass:
-            self._labels[task.name] = batch_size(target)
+        self._labels[task.name] = batch_size(target)
         assert task.loss is not None
         with noted_labels(task, target):
             self.update_metrics(task, predictions, target)
@@ -418,6 +417,12 @@ class MultiTaskModule(LightningModule, Host):
             return None
         return delta_m(values, self.baselines, self.task_metrics.directions)
 
+    @override
+    def passes_of(self, batch: Any, batch_idx: int) -> Passes:
+        """The passes of any batch, for who looks at the module without a trace."""
+        self._labels = {}
+        return self._passes(batch, batch_idx, again=True)
+
     @property
     @override
     def compilable(self) -> tuple[str, ...]:
@@ -448,9 +453,9 @@ class MultiTaskModule(LightningModule, Host):
                 raise
             return FailedPasses(error, self, planned=not self._overrides("losses"))
 
-    def _passes(self, batch: Any, batch_idx: int) -> Passes:
+    def _passes(self, batch: Any, batch_idx: int, again: bool = False) -> Passes:
         if self._overrides("losses"):
-            inputs = Inputs(batch, batch_idx) if self._fit.runs_again else None
+            inputs = Inputs(batch, batch_idx) if again or self._fit.runs_again else None
 
             def losses() -> Mapping[str, Tensor]:
                 args = (batch, batch_idx) if inputs is None else inputs.take()[0]

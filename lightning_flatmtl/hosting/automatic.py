@@ -2,11 +2,12 @@
 
 import inspect
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,10 +22,14 @@ from lightning_flatmtl.engine.gradients.accumulation import ALONE, Place
 from lightning_flatmtl.engine.passes.base import plain
 from lightning_flatmtl.engine.passes.inputs import Inputs
 from lightning_flatmtl.hosting.fit import Fit
+from lightning_flatmtl.hosting.muting import logs_silenced
 from lightning_flatmtl.hosting.refusals import refuse_unfit_trainer
 from lightning_flatmtl.hosting.untouched import UntouchedGradients
 
 __all__ = ["TakeOver", "count_of", "declared_by", "host_of", "second_pass", "task_losses"]
+
+looked_at_now: WeakSet[nn.Module] = WeakSet()
+"""Modules without a host that a callback is running at the moment, only to look."""
 
 _EXPECTED = (
     '`training_step` must return {"loss": total, "losses": {"a": loss_a, "b": loss_b}} with a '
@@ -119,7 +124,7 @@ class TakeOver:
                     fit.aggregator.admit(found)
             return found
 
-        passes = WholePasses(losses, self._module, self._muted, lambda t: count_of(outputs, t))
+        passes = WholePasses(losses, self._module, self.muted, lambda t: count_of(outputs, t))
         passes.penalty = lambda: plain(outputs.get("penalty"))
         result = fit.run(self._module, passes, place)
         waits = result is not None and result.loss is None  # for the rest of its update
@@ -146,7 +151,7 @@ class TakeOver:
             return task_losses(outputs)
 
         return WholePasses(
-            losses, self._module, self._muted, count=lambda task: count_of(outputs, task)
+            losses, self._module, self.muted, count=lambda task: count_of(outputs, task)
         )
 
     def _place(self) -> Place:
@@ -281,22 +286,20 @@ class TakeOver:
     ) -> None:
         self.fit.engine.partition.declare(shared, heads)
 
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The module's own ``training_step``."""
+        return self._original
+
     @contextmanager
-    def _muted(self) -> Iterator[None]:
-        module = self._module
-        own_log = vars(module).get("log")
-        module.log = _silent  # type: ignore[method-assign]
-        try:
-            with self.fit.muted(module):
-                yield
-        finally:
-            del module.log
-            if own_log is not None:
-                module.log = own_log  # type: ignore[method-assign]
+    def muted(self) -> Iterator[None]:
+        """Around a further pass: it logs nothing, is known as one, and metrics stay."""
+        with logs_silenced(self._module), self.fit.muted(self._module):
+            yield
 
 
 def second_pass(module: LightningModule) -> bool:
-    """Whether ``module`` is being run at perturbed parameters.
+    """Whether ``module`` is being run once more: at perturbed parameters, or to be looked at.
 
     What must happen once a batch and cannot be put back from outside, such as writing to
     ``self.logger.experiment``, ``print`` or ``next`` of an iterator, asks this first.
@@ -309,7 +312,7 @@ def second_pass(module: LightningModule) -> bool:
         >>> second_pass(BoringModel())
         False
     """
-    return bool(getattr(host_of(module), "second_pass", False))
+    return module in looked_at_now or bool(getattr(host_of(module), "second_pass", False))
 
 
 def host_of(module: LightningModule) -> Any:
@@ -399,10 +402,6 @@ def declared_by(module: LightningModule, name: str, *args: Any) -> list[nn.Param
             f"`self.encoder.parameters()`, got a list of {kinds}."
         )
     return declared
-
-
-def _silent(*_: Any, **__: Any) -> None:
-    """``self.log`` in a second pass."""
 
 
 def _itself(original: Any) -> Any:

@@ -1,7 +1,10 @@
 """What the callbacks ask of a module that runs its own steps."""
 
+from typing import Any
+
 from lightning.pytorch import Trainer
 
+from lightning_flatmtl.engine import Passes
 from lightning_flatmtl.hosting.fit import Fit
 from lightning_flatmtl.hosting.task_metrics import TaskMetrics
 
@@ -25,6 +28,10 @@ class Host:
 
     def relative_improvement(self, stage: str, loader: int = 0) -> float | None:
         """Delta_m of the epoch, ``None`` without baselines or while a metric has no value."""
+        raise NotImplementedError
+
+    def passes_of(self, batch: Any, batch_idx: int) -> Passes:
+        """The passes of any batch, for who looks at the module without a trace."""
         raise NotImplementedError
 
     @property

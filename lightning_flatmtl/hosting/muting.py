@@ -1,28 +1,49 @@
-"""Keeping the second pass out of logs and metrics."""
+"""Keeping further passes out of logs and metrics."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-__all__ = ["metrics_unmoved"]
+__all__ = ["logs_silenced", "metrics_unmoved"]
 
 
 @contextmanager
 def metrics_unmoved(module: nn.Module) -> Iterator[None]:
-    """Run the block, then put every torchmetrics metric of ``module`` back as it was.
+    """Run the block on copies of what every torchmetrics metric of ``module`` has, and drop these.
 
     States, counters and caches are plain attributes of a metric; all of them are copied.
     """
     saved = [(metric, _attributes(metric)) for metric in module.modules() if _is_metric(metric)]
     try:
+        for metric, attributes in saved:
+            for name, value in attributes.items():
+                setattr(metric, name, _copy(value))
         yield
     finally:
         for metric, attributes in saved:
             for name, value in attributes.items():
                 setattr(metric, name, value)
+
+
+@contextmanager
+def logs_silenced(module: LightningModule) -> Iterator[None]:
+    """Run the block with a ``self.log`` that does nothing."""
+    own = vars(module).get("log")
+    module.log = _silent  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del module.log
+        if own is not None:
+            module.log = own  # type: ignore[method-assign]
+
+
+def _silent(*_: Any, **__: Any) -> None:
+    """``self.log`` in a further pass."""
 
 
 def _is_metric(module: nn.Module) -> bool:
@@ -31,7 +52,7 @@ def _is_metric(module: nn.Module) -> bool:
 
 def _attributes(metric: nn.Module) -> dict[str, Any]:
     return {
-        name: _copy(value)
+        name: value
         for name, value in vars(metric).items()
         if value is None or isinstance(value, Tensor | list | int | float)
     }

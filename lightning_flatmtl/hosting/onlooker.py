@@ -8,7 +8,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningModule, Trainer
 
 from lightning_flatmtl.engine import MultiTaskStep, NonFiniteError, StepResult, WholePasses
-from lightning_flatmtl.hosting.automatic import count_of, declared_by, task_losses
+from lightning_flatmtl.hosting.automatic import count_of, declared_by, second_pass, task_losses
 from lightning_flatmtl.hosting.trainer import loss_scale, optimized, processes_of
 
 __all__ = ["Onlooker"]
@@ -51,6 +51,8 @@ class Onlooker:
 
         @wraps(original)
         def looked_at(*args: Any, **kwargs: Any) -> Any:
+            if second_pass(module):  # another callback looks, before the step
+                return original(*args, **kwargs)
             self.end()  # a further run of the same batch is not looked at
             outputs = original(*args, **kwargs)
             self._look(outputs)

@@ -93,6 +93,13 @@ class Passes(ABC):
             self._put_back = put_back
             yield
 
+    def begin_at(self, put_back: Callable[[], None]) -> None:
+        """Let further passes begin where ``put_back`` takes the module.
+
+        For who guards module and random streams by other means than :meth:`repeating`.
+        """
+        self._put_back = put_back
+
     def _record(self, key: Hashable, function: Callable[[], T]) -> T:
         self._tape.mark(key)
         return function()

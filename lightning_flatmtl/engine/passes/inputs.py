@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_flatmtl.engine.errors import FlatMTLError
 
-__all__ = ["Inputs", "is_library_object"]
+__all__ = ["Inputs", "is_library_object", "own_copy"]
 
 _LARGEST_COPY = 64 * 2**20
 """Bytes of the largest tensor that is copied in case the step changes it."""
@@ -109,6 +109,24 @@ class Inputs:
         return copied
 
 
+def own_copy(value: Any) -> Any:
+    """A batch in containers and tensors of its own: what is done to it nobody else sees.
+
+    Made in inference mode or not, its tensors can be differentiated through.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> copied = own_copy({"x": x})
+        >>> float(copied["x"].zero_().sum()), float(x.sum())
+        (0.0, 2.0)
+    """
+    with torch.inference_mode(False):
+        copying = _Copy({})
+        copying(value)
+        tensors = copying.tensors.items()
+        return _Copy({key: _cloned(tensor, tensor) for key, (_, tensor) in tensors})(value)
+
+
 class _Copy:
     """Copies containers and objects, but not what lies in them at the end.
 
@@ -179,7 +197,12 @@ def _again(kept: _Kept) -> Tensor:
             f"{tensor.nbytes >> 20} MiB is not copied in advance). Change a copy: "
             "`x = x / 255` instead of `x.div_(255)` or `x /= 255`."
         )
-    values = kept.values.clone()
+    return _cloned(kept.values, tensor)
+
+
+def _cloned(values: Tensor, tensor: Tensor) -> Tensor:
+    """A copy of ``values`` that is otherwise as ``tensor`` is."""
+    values = values.detach().clone()
     if type(values) is not type(tensor):
         values = values.as_subclass(type(tensor))
     for name, value in getattr(tensor, "__dict__", {}).items():
