@@ -9,11 +9,12 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lightning_flatmtl.comparison import compare
     from lightning_flatmtl.module import MultiTaskModule
     from lightning_flatmtl.sharpness import TaskSAM
     from lightning_flatmtl.task import ClassificationTask, Task
 
-__all__ = ["ClassificationTask", "MultiTaskModule", "Task", "TaskSAM", "__version__"]
+__all__ = ["ClassificationTask", "MultiTaskModule", "Task", "TaskSAM", "__version__", "compare"]
 
 __version__ = version("lightning-flatmtl")
 
@@ -22,10 +23,11 @@ _HOMES = {
     "MultiTaskModule": "module",
     "Task": "task",
     "TaskSAM": "sharpness",
+    "compare": "comparison",
 }
 _ROOMS = {
-    "aggregators", "callbacks", "cli", "data", "engine", "functional", "hosting", "metrics",
-    "models", "module", "sharpness", "takeover", "task",
+    "aggregators", "callbacks", "cli", "comparison", "data", "engine", "functional", "hosting",
+    "metrics", "models", "module", "sharpness", "takeover", "task",
 }  # fmt: skip
 
 

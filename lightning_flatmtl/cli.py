@@ -1,7 +1,9 @@
 """The ``flatmtl`` command: a LightningCLI in which the package's class names are short."""
 
+import sys
+
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.callbacks import BasePredictionWriter
 from lightning.pytorch.cli import ArgsType, LightningCLI
 from lightning.pytorch.utilities import rank_zero_warn
@@ -10,11 +12,17 @@ from typing_extensions import override
 # Short class names resolve for what is imported.
 import lightning_flatmtl.aggregators
 import lightning_flatmtl.callbacks
+import lightning_flatmtl.comparison
 import lightning_flatmtl.data
 import lightning_flatmtl.metrics
 import lightning_flatmtl.models
+import lightning_flatmtl.module
 import lightning_flatmtl.sharpness
 import lightning_flatmtl.task  # noqa: F401
+from lightning_flatmtl import __version__
+from lightning_flatmtl.comparison import RunRecord
+from lightning_flatmtl.comparison.command import COMMANDS
+from lightning_flatmtl.comparison.parent import end_with_parent
 from lightning_flatmtl.hosting.cli_errors import (
     BriefParser,
     in_full,
@@ -22,7 +30,6 @@ from lightning_flatmtl.hosting.cli_errors import (
     refuse_briefly,
     root_cause,
 )
-from lightning_flatmtl.module import MultiTaskModule
 
 __all__ = ["FlatMTLCLI", "main"]
 
@@ -30,6 +37,8 @@ _DESCRIPTION = (
     "flatmtl trains one network for several tasks, with PyTorch Lightning. A configuration says "
     "what the model and the data are; callbacks say how it is trained: an aggregator such as "
     "CAGrad combines the gradients of the tasks, TaskSAM makes the minima flat for every task. "
+    "`flatmtl compare` trains several methods over several seeds and prints their table, `flatmtl "
+    "baselines` trains each task alone, `flatmtl methods` lists the methods. "
     "Try: flatmtl fit --config examples/multidigits/f_cagrad.yaml"
 )
 
@@ -48,7 +57,7 @@ class FlatMTLCLI(LightningCLI):
 
     def __init__(self, args: ArgsType = None, run: bool = True) -> None:
         super().__init__(
-            MultiTaskModule,
+            LightningModule,
             LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
@@ -76,6 +85,29 @@ class FlatMTLCLI(LightningCLI):
                 raise
             raise cause from None  # jsonargparse wraps it in what else the value could have been
 
+    def before_fit(self) -> None:
+        """Let a run of a comparison go on where it was broken off."""
+        record = self._record
+        if record is None:
+            return
+        end_with_parent()
+        if not record.may_begin(self.trainer):
+            sys.stderr.write(f"{record.folder.path}: it is done, or another process is at it.\n")
+            raise SystemExit(RunRecord.ELSEWHERE)
+        if record.resume_point is not None:
+            self.config_init["fit"]["ckpt_path"] = str(record.resume_point)
+            self.config_init["fit"]["weights_only"] = False  # our own file
+
+    def after_fit(self) -> None:
+        """Test what a run of a comparison has trained."""
+        if self._record is not None:
+            self._record.finish(self.trainer, self.model, self.datamodule)
+
+    @property
+    def _record(self) -> RunRecord | None:
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
+        return next((c for c in callbacks if isinstance(c, RunRecord)), None)
+
     def before_predict(self) -> None:
         """Say it if nothing keeps what is predicted."""
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]
@@ -88,13 +120,23 @@ class FlatMTLCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``flatmtl fit|validate|test|predict``.
+    """Run ``flatmtl fit|validate|test|predict|compare|baselines|methods``.
 
     A setting that is refused ends the command with status 2 and the reason, without a traceback.
 
     Args:
         args: The arguments; those of the command line by default.
     """
+    given = sys.argv[1:] if args is None else args
+    first = given[0] if isinstance(given, list) and given else None
+    if first == "--version":
+        sys.stdout.write(f"flatmtl {__version__}\n")
+        return
+    if first in COMMANDS:
+        status = COMMANDS[first](given[1:])
+        if status:
+            sys.exit(status)
+        return
     try:
         FlatMTLCLI(args)
     except MisconfigurationException as error:

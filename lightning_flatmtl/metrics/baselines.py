@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from numbers import Real
 from os import PathLike
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 from torch import Tensor
+
+from lightning_flatmtl._yaml import load_yaml, once
 
 __all__ = ["load_baselines"]
 
@@ -51,9 +52,9 @@ def _read(path: Path) -> Mapping[str, Any]:
     text = path.read_text(encoding="utf-8")
     try:
         if path.suffix == ".json":
-            content = json.loads(text, object_pairs_hook=_once)
+            content = json.loads(text, object_pairs_hook=once)
         else:
-            content = yaml.load(text, _Loader)
+            content = load_yaml(text)
     except (json.JSONDecodeError, yaml.YAMLError) as error:
         raise ValueError(
             f"The file of baselines {str(path)!r} cannot be parsed: {error}"
@@ -86,36 +87,3 @@ def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"The baseline of {name!r} must be a number, got {value!r}.")
     return float(value)
-
-
-def _once(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """A mapping of ``pairs``, whose keys differ; the parsers would take the last of two."""
-    mapping: dict[Any, Any] = {}
-    for key, value in pairs:
-        if key in mapping:
-            raise ValueError(
-                f"{key!r} is given twice in the same mapping of a file of baselines: remove or "
-                "merge one of the two."
-            )
-        mapping[key] = value
-    return mapping
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML that also takes ``1e-3`` for a number, as YAML 1.2 does and PyYAML does not.
-
-    Two equal keys of a mapping are refused.
-    """
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        # Before a merge key brings entries that those of the mapping may override.
-        own = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")
-        _once((self.construct_object(key, deep=True), None) for key in own)
-        super().flatten_mapping(node)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)

@@ -1,0 +1,169 @@
+"""``flatmtl compare``, ``flatmtl baselines`` and ``flatmtl methods``."""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from typing_extensions import override
+
+from lightning_flatmtl.comparison.compare import Comparison
+from lightning_flatmtl.comparison.jobs import State
+from lightning_flatmtl.comparison.launchers.base import line
+from lightning_flatmtl.comparison.methods import methods_table
+from lightning_flatmtl.comparison.settings import Settings
+from lightning_flatmtl.hosting.cli_errors import in_full, refuse_briefly
+
+__all__ = ["COMMANDS"]
+
+_REFUSED = (ValueError, FileNotFoundError, ModuleNotFoundError)
+
+_COMPARE = """\
+Train methods over seeds from one file, and print the table of their test metrics.
+
+Runs that are done are kept: the same command goes on where it was broken off. Further arguments, such
+as --trainer.max_epochs=2, are those of `flatmtl fit` and go to every run."""
+
+_BASELINES = """\
+Train every task by itself and write the values that Delta_m is relative to, as baselines.yaml, which
+MultiTaskModule(baselines=...) reads. The file is that of a comparison; it needs no methods."""
+
+
+class _Parser(argparse.ArgumentParser):
+    @override
+    def error(self, message: str) -> NoReturn:
+        refuse_briefly(message, self.prog)
+
+
+def compare_command(arguments: Sequence[str]) -> int:
+    """Run ``flatmtl compare``; returns the exit status."""
+    parser = _parser("flatmtl compare", _COMPARE)
+    parser.add_argument(
+        "--only", nargs="+", metavar="METHOD", help="run and show these methods alone"
+    )
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print one `flatmtl fit` line for each run that is not done, for a SLURM array",
+    )
+    given, further = _parse(parser, arguments)
+
+    def work() -> int:
+        settings = Settings.load(given.config, further, given.output)
+        comparison = Comparison(settings, given.only)
+        if given.dry_run:
+            comparison.prepare()
+            _print_lines(comparison)
+            return 0
+        return _run(comparison, given.workers, given.launcher)
+
+    return _briefly(work, parser.prog)
+
+
+def baselines_command(arguments: Sequence[str]) -> int:
+    """Run ``flatmtl baselines``; returns the exit status."""
+    from lightning_flatmtl.comparison.baselines import baselines  # noqa: PLC0415 # imports this
+
+    parser = _parser("flatmtl baselines", _BASELINES)
+    given, further = _parse(parser, arguments)
+
+    def work() -> int:
+        try:
+            found = baselines(
+                given.config,
+                *further,
+                workers=given.workers,
+                launcher=given.launcher,
+                output=given.output,
+            )
+        except RuntimeError as error:
+            sys.stderr.write(f"error: {error}\n")
+            return 1
+        for name, value in found.items():
+            sys.stdout.write(f"{name}: {value:.6g}\n")
+        return 0
+
+    return _briefly(work, parser.prog)
+
+
+def methods_command(arguments: Sequence[str]) -> int:
+    """Run ``flatmtl methods``; returns the exit status."""
+    parser = _Parser("flatmtl methods", description="List the methods that `callbacks` may name.")
+    parser.parse_args(arguments)
+    sys.stdout.write(methods_table())
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
+    "compare": compare_command,
+    "baselines": baselines_command,
+    "methods": methods_command,
+}
+"""What the ``flatmtl`` command does beside running a Trainer."""
+
+
+def _parser(name: str, description: str) -> _Parser:
+    parser = _Parser(
+        name,
+        description=description,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config", required=True, help="the file of the comparison")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="runs side by side (default: 1)"
+    )
+    parser.add_argument(
+        "--launcher",
+        choices=["local", "ray"],
+        default="local",
+        help="where runs are executed: on this machine, or on a Ray cluster",
+    )
+    parser.add_argument("--output", metavar="FOLDER", help="another folder than the file's")
+    return parser
+
+
+def _parse(
+    parser: _Parser, arguments: Sequence[str]
+) -> tuple[argparse.Namespace, list[str]]:
+    given, further = parser.parse_known_args(arguments)
+    for word in further:
+        if not word.startswith("--") or word in {"--help", "-h"}:
+            parser.error(
+                f"unrecognized argument: {word}. Write arguments of `flatmtl fit` with an equals "
+                "sign, such as --trainer.max_epochs=2."
+            )
+    if given.workers < 1:
+        parser.error(f"argument --workers: must be at least 1, got {given.workers}")
+    return given, further
+
+
+def _run(comparison: Comparison, workers: int, launcher: str) -> int:
+    try:
+        results = comparison.run(workers, launcher)  # type: ignore[arg-type] # argparse's choices
+    except KeyboardInterrupt:
+        sys.stderr.write(
+            f"\nInterrupted. What is done is in {comparison.output}; the same command goes on.\n"
+        )
+        return 130
+    sys.stdout.write(f"\n{results.markdown}\nWritten to {comparison.output}/\n")
+    return 1 if any(job.state is State.FAILED for job in comparison.jobs) else 0
+
+
+def _print_lines(comparison: Comparison) -> None:
+    for job in comparison.jobs:
+        if job.state is not State.DONE:
+            sys.stdout.write(f"{line(job.folder)}\n")
+    sys.stderr.write(
+        "# When these are done, the same command without --dry_run writes the table.\n"
+    )
+
+
+def _briefly(work: Callable[[], int], name: str) -> int:
+    """Do it; what is wrong with the settings is said in one line."""
+    try:
+        return work()
+    except _REFUSED as error:
+        if in_full():
+            raise
+        refuse_briefly(str(error), name)

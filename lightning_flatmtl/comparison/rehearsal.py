@@ -1,0 +1,75 @@
+"""A run of one batch before all others, to see what the model logs."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+
+from lightning_flatmtl.comparison.folder import RunFolder
+from lightning_flatmtl.comparison.launchers.base import Launcher
+from lightning_flatmtl.comparison.metric_names import named
+from lightning_flatmtl.comparison.plan import Run
+from lightning_flatmtl.comparison.resolving import Config
+from lightning_flatmtl.comparison.selection import Selection
+from lightning_flatmtl.comparison.settings import Settings
+from lightning_flatmtl.hosting.names import nearest
+
+__all__ = ["rehearse"]
+
+_ONE_BATCH = {
+    "max_epochs": 1,
+    "min_epochs": None,
+    "max_steps": 1,
+    "min_steps": None,
+    "limit_train_batches": 1,
+    "limit_val_batches": 1,
+    "limit_test_batches": 1,
+    "num_sanity_val_steps": 0,
+    "check_val_every_n_epoch": 1,
+    "val_check_interval": 1.0,
+    "overfit_batches": 0.0,
+    "logger": False,
+    "enable_model_summary": False,
+}
+
+
+def rehearse(
+    settings: Settings, base: Config, folder_of: Callable[[str], RunFolder], launcher: Launcher
+) -> None:
+    """Refuse metrics and monitors that no run will log, before the first run starts.
+
+    It takes the base for one batch. What fails here tells nothing; the runs will say why.
+
+    Raises:
+        ValueError: If a metric or a monitored figure is not logged.
+    """
+    if settings.metrics is None and settings.select.monitor is None:
+        return
+    config = copy.deepcopy(base)
+    config["trainer"] |= _ONE_BATCH
+    config["trainer"]["callbacks"] = None
+    run = Run("rehearsal", settings.seeds[0], config, Selection())
+    folder = folder_of(run.slug)
+    if folder.result is None:
+        folder.prepare(run)
+        process = launcher.start(folder)
+        try:
+            while process.status() is None:
+                time.sleep(0.1)
+        finally:
+            process.stop()
+    result = folder.result
+    if result is None:
+        return
+    if settings.metrics is not None:
+        named(settings.metrics, result["metrics"])
+    if settings.select.monitor is not None:
+        _check_monitor(settings.select.monitor, result["logged"])
+
+
+def _check_monitor(monitor: str, logged: Sequence[str]) -> None:
+    if monitor in logged:
+        return
+    raise ValueError(
+        f"`monitor` of `select` must be logged in validation, got '{monitor}'. "
+        f"{nearest(monitor, logged)}Logged are: {', '.join(logged)}."
+    )

@@ -1,0 +1,101 @@
+"""The complete configuration of ``flatmtl fit``, defaults included, without building anything."""
+
+import copy
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import yaml  # type: ignore[import-untyped]
+
+__all__ = ["Config", "class_of", "resolve", "set_key"]
+
+Config = dict[str, Any]
+
+_HEADER = "# lightning.pytorch=="
+
+
+def resolve(
+    files: Sequence[Path], arguments: Sequence[str], callbacks: Sequence[Mapping[str, Any]]
+) -> Config:
+    """What ``flatmtl fit --print_config`` prints, with callbacks added to those of the files.
+
+    Args:
+        files: The files of the base.
+        arguments: Further arguments.
+        callbacks: Entries with ``class_path`` and ``init_args``.
+
+    Raises:
+        ValueError: If the command refuses them, with its reason.
+    """
+    with TemporaryDirectory() as folder:
+        added = Path(folder) / "callbacks.yaml"
+        added.write_text(yaml.safe_dump({"trainer": {"callbacks+": list(callbacks)}}))
+        more = [f"--config={added}"] if callbacks else []
+        printed = _printed([*(f"--config={file}" for file in files), *more, *arguments])
+    config: Config = yaml.safe_load(printed)
+    return config
+
+
+def _printed(arguments: list[str]) -> str:
+    from lightning_flatmtl.cli import FlatMTLCLI  # noqa: PLC0415 # imports this room
+
+    out, err = io.StringIO(), io.StringIO()
+    with _no_arguments(), redirect_stdout(out), redirect_stderr(err):
+        try:
+            FlatMTLCLI(["fit", *arguments, "--print_config"])
+        except SystemExit as stopped:
+            if stopped.code not in {0, None}:
+                said = err.getvalue().strip().splitlines()
+                why = said[-1].removeprefix("error: ") if said else "it was refused"
+                raise ValueError(why) from None
+    text = out.getvalue()
+    return text[text.index(_HEADER) :]  # what the user's code prints when imported comes before
+
+
+@contextmanager
+def _no_arguments() -> Iterator[None]:
+    """LightningCLI warns of arguments given from Python beside those of the command line."""
+    saved = sys.argv
+    sys.argv = saved[:1]
+    try:
+        yield
+    finally:
+        sys.argv = saved
+
+
+def class_of(entry: Any) -> type | None:
+    """The class that an entry of a configuration names; ``None`` if it names none."""
+    path = entry.get("class_path") if isinstance(entry, Mapping) else None
+    if not isinstance(path, str):
+        return None
+    module, _, name = path.rpartition(".")
+    found = getattr(import_module(module), name)
+    return found if isinstance(found, type) else None
+
+
+def set_key(config: Config, key: str, value: Any) -> Config:
+    """A copy with one value changed, by its dotted name; ``init_args`` may be left out.
+
+    Raises:
+        ValueError: If the configuration has no such value.
+    """
+    changed = copy.deepcopy(config)
+    node: Any = changed
+    *parents, last = key.split(".")
+    for name in [*parents, None]:
+        if isinstance(node, dict) and name not in node and last not in node:
+            node = node.get("init_args", node)
+        if name is not None:
+            node = node.get(name) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or last not in node:
+        raise ValueError(
+            f"`seed_keys` must be values of the configuration, got '{key}', which it does not have. "
+            "`flatmtl fit --config ... --print_config` shows all, such as 'data.seed'."
+        )
+    node[last] = value
+    return changed

@@ -1,0 +1,118 @@
+"""The results of a comparison: a row a run."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any, overload
+
+from lightning_flatmtl.comparison.jobs import Job, State
+
+__all__ = ["Results", "Row", "metrics_of", "rows_of"]
+
+Row = dict[str, Any]
+
+_FIRST = ("method", "task", "seed", "status", "hash", "seconds_per_step", "peak_memory_mib")
+_LAST = ("epochs", "steps", "device", "error")
+
+
+class Results(Sequence[Row]):
+    """A table of runs; each row is a mapping.
+
+    ==================== ===================================================================
+    column               what it is
+    ==================== ===================================================================
+    ``method``           the name in the file, ``single-task`` for the baselines
+    ``task``             the task of a baseline, else empty
+    ``seed``             the seed
+    ``status``           ``done``, ``failed``, ``queued``, ``running`` or ``running elsewhere``
+    ``hash``             of the complete configuration and the package's version
+    ``seconds_per_step`` median over epochs of training time per optimizer step
+    ``peak_memory_mib``  of tensors on a GPU, of the process on a CPU
+    ``test/...``         every test metric under its logged name; ``test/delta_m`` too
+    ``error``            why it has failed
+    ==================== ===================================================================
+
+    Args:
+        rows: The rows.
+        markdown: The table of means that was written to ``table.md``.
+        summary: What was written to ``summary.json``.
+    """
+
+    def __init__(self, rows: Sequence[Row], markdown: str = "", summary: Row | None = None) -> None:
+        self._rows = list(rows)
+        self.markdown = markdown
+        self.summary = summary or {}
+
+    @overload
+    def __getitem__(self, index: int) -> Row: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row]: ...
+    def __getitem__(self, index: int | slice) -> Row | list[Row]:
+        return self._rows[index]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows)
+
+    def __repr__(self) -> str:
+        done = sum(row["status"] == State.DONE for row in self)
+        return f"Results({len(self)} runs, {done} done)"
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of all columns."""
+        return [*_FIRST, *dict.fromkeys(name for row in self for name in metrics_of(row)), *_LAST]
+
+    def to_csv(self) -> str:
+        """The rows as CSV."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.columns, restval="")
+        writer.writeheader()
+        writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in self)
+        return text.getvalue()
+
+    def to_pandas(self) -> Any:
+        """The rows as a data frame.
+
+        Raises:
+            ModuleNotFoundError: If pandas is not installed.
+        """
+        try:
+            import pandas  # noqa: PLC0415 # optional
+        except ModuleNotFoundError:
+            raise ModuleNotFoundError(
+                "pandas is not installed: run `pip install pandas`, or use the rows as they are."
+            ) from None
+        return pandas.DataFrame(self._rows, columns=self.columns)
+
+    def _repr_markdown_(self) -> str:  # what a notebook shows
+        return self.markdown
+
+
+def metrics_of(row: Row) -> list[str]:
+    """The names of the metrics in a row."""
+    return [name for name in row if name not in {*_FIRST, *_LAST}]
+
+
+def rows_of(jobs: Sequence[Job]) -> list[Row]:
+    """A row for each job, with what its result says."""
+    return [_row(job) for job in jobs]
+
+
+def _row(job: Job) -> Row:
+    run, result = job.run, job.folder.result or {}
+    row: Row = {
+        "method": run.method,
+        "task": run.task or "",
+        "seed": run.seed,
+        "status": job.state.value,
+        "hash": run.hash,
+        "seconds_per_step": result.get("seconds_per_step"),
+        "peak_memory_mib": result.get("peak_memory_mib"),
+        **result.get("metrics", {}),
+    }
+    row |= {name: result.get(name) for name in _LAST[:-1]}
+    row["error"] = job.error or ""
+    return row

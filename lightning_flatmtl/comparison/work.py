@@ -1,0 +1,80 @@
+"""Runs what is left to be run, several at a time, and gives way to Ctrl-C."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from lightning_flatmtl.comparison.display import Display
+from lightning_flatmtl.comparison.jobs import Job, State
+from lightning_flatmtl.comparison.launchers.base import Launcher
+from lightning_flatmtl.comparison.record import RunRecord
+
+__all__ = ["work_off"]
+
+_TICK = 0.2
+
+
+def work_off(jobs: Sequence[Job], launcher: Launcher, display: Display) -> None:
+    """Run all jobs that are not done; a job that fails does not stop the others.
+
+    Args:
+        jobs: In the order in which they are begun.
+        launcher: What starts them.
+        display: What shows them.
+
+    Raises:
+        KeyboardInterrupt: If it is interrupted; by then all processes have ended.
+    """
+    with _termination_as_interrupt(), display:
+        try:
+            while _open(jobs):
+                _begin(jobs, launcher)
+                for job in jobs:
+                    job.poll(RunRecord.ELSEWHERE)
+                display.show(jobs)
+                time.sleep(_TICK)
+        finally:
+            for job in jobs:
+                job.stop()
+            display.show(jobs)
+            launcher.close()
+
+
+def _open(jobs: Sequence[Job]) -> bool:
+    return any(job.state not in {State.DONE, State.FAILED} for job in jobs)
+
+
+def _begin(jobs: Sequence[Job], launcher: Launcher) -> None:
+    running = sum(job.state is State.RUNNING for job in jobs)
+    for job in jobs:
+        if job.state is State.ELSEWHERE:
+            job.look()
+        if job.state is not State.QUEUED or not launcher.has_room(running):
+            continue
+        job.look()  # another comparison may have come first
+        if job.state is State.QUEUED:
+            try:
+                job.start(launcher.start(job.folder))
+            except OSError as error:
+                job.fail(f"{type(error).__name__}: {error}")
+            running += job.state is State.RUNNING
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """Let the end of a cluster's time slot be as orderly as Ctrl-C."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
