@@ -127,8 +127,8 @@ def main(args: ArgsType = None) -> None:
     Args:
         args: The arguments; those of the command line by default.
     """
-    given = sys.argv[1:] if args is None else args
-    first = given[0] if isinstance(given, list) and given else None
+    given = sys.argv[1:] if args is None else args if isinstance(args, list) else []
+    first = given[0] if given else None
     if first == "--version":
         sys.stdout.write(f"flatmtl {__version__}\n")
         return

@@ -21,12 +21,14 @@ _REFUSED = (ValueError, FileNotFoundError, ModuleNotFoundError)
 _COMPARE = """\
 Train methods over seeds from one file, and print the table of their test metrics.
 
-Runs that are done are kept: the same command goes on where it was broken off. Further arguments, such
-as --trainer.max_epochs=2, are those of `flatmtl fit` and go to every run."""
+Runs that are done are kept: the same command goes on where it was broken off. Further arguments,
+such as --trainer.max_epochs=2, are those of `flatmtl fit` and go to every run."""
 
 _BASELINES = """\
-Train every task by itself and write the values that Delta_m is relative to, as baselines.yaml, which
-MultiTaskModule(baselines=...) reads. The file is that of a comparison; it needs no methods."""
+Train every task by itself and write the values that Delta_m is relative to, as baselines.yaml,
+which MultiTaskModule(baselines=...) reads.
+
+The file is that of a comparison, methods are optional."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -123,9 +125,7 @@ def _parser(name: str, description: str) -> _Parser:
     return parser
 
 
-def _parse(
-    parser: _Parser, arguments: Sequence[str]
-) -> tuple[argparse.Namespace, list[str]]:
+def _parse(parser: _Parser, arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     given, further = parser.parse_known_args(arguments)
     for word in further:
         if not word.startswith("--") or word in {"--help", "-h"}:

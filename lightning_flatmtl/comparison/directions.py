@@ -10,7 +10,9 @@ from torchmetrics import Metric
 
 __all__ = ["by_name", "noted_directions"]
 
-_LOWER = re.compile(r"loss|err(or)?(?![a-z])|[^a-z](rmse|mse|mae|nll|ece|brier|perplexity)(?![a-z])")
+_LOWER = re.compile(
+    r"loss|err(or)?(?![a-z])|[^a-z](rmse|mse|mae|nll|ece|brier|perplexity)(?![a-z])"
+)
 _HIGHER = re.compile(r"acc(uracy)?(?![a-z])|[^a-z](f1|auroc|auc|m?iou|precision|recall)(?![a-z])")
 
 
@@ -31,7 +33,7 @@ def noted_directions(module: LightningModule, found: dict[str, bool]) -> Iterato
     finally:
         del module.log
         if own is not None:
-            module.log = own
+            module.log = own  # type: ignore[method-assign]
 
 
 def by_name(name: str, said: Mapping[str, bool]) -> bool | None:

@@ -1,6 +1,7 @@
 """The methods that a configuration may name, as a table."""
 
 import inspect
+import re
 import textwrap
 
 __all__ = ["methods_table"]
@@ -15,9 +16,10 @@ def methods_table() -> str:
 
     classes = [getattr(aggregators, name) for name in aggregators.__all__]
     leaves = [c for c in classes if inspect.isclass(c) and not inspect.isabstract(c)]
+    leaves.sort(key=lambda c: c.__name__.lower())
     losses = [c for c in leaves if issubclass(c, LossWeighting)]
     gradients = [c for c in leaves if c not in losses]
-    groups = {
+    groups: dict[str, list[type]] = {
         "Flatness, beside any of the others or alone": [TaskSAM],
         "Aggregators of task gradients": gradients,
         "Weightings of the losses": losses,
@@ -42,4 +44,5 @@ def _lines(classes: list[type], width: int) -> str:
 
 def _first_sentence(each: type) -> str:
     said = (inspect.getdoc(each) or "").partition("\n\n")[0]
-    return " ".join(said.replace("`", "").split())
+    plain = re.sub(r":\w+:|\s*<[^>]*>`?_|`", "", said)  # roles, links, quotes
+    return " ".join(plain.split())

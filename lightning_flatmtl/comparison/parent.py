@@ -19,7 +19,9 @@ def end_with_parent() -> None:
     A comparison that is killed cannot end its runs itself, and they would hold memory and GPUs.
     """
     parent = os.environ.get(PARENT)
-    if parent is None or "LOCAL_RANK" in os.environ:  # further processes of a run end with the first
+    if (
+        parent is None or "LOCAL_RANK" in os.environ
+    ):  # further processes of a run end with the first
         return
     threading.Thread(target=_watch, args=(int(parent),), daemon=True).start()
 

@@ -52,7 +52,12 @@ class Run:
     @property
     def slug(self) -> str:
         """The name of its folder."""
-        words = [self.method, *([self.task] if self.task else []), f"seed{self.seed}", self.hash[:8]]
+        words = [
+            self.method,
+            *([self.task] if self.task else []),
+            f"seed{self.seed}",
+            self.hash[:8],
+        ]
         return re.sub(r"[^\w.+-]+", "_", "-".join(words))
 
 
@@ -199,8 +204,8 @@ def _refuse_equal(rows: Mapping[str, Config]) -> None:
         text = json.dumps(config, sort_keys=True, default=str)
         if text in seen:
             raise ValueError(
-                f"Methods '{seen[text]}' and '{name}' are the same: their callbacks and settings do "
-                "not differ. Remove one of them."
+                f"Methods '{seen[text]}' and '{name}' are the same: their callbacks and settings "
+                "do not differ. Remove one of them."
             )
         seen[text] = name
 

@@ -228,8 +228,13 @@ class RunRecord(Callback):
 def _test(
     trainer: Trainer, model: LightningModule, datamodule: Any, path: Path | None
 ) -> dict[str, float]:
-    more = {} if path is None else {"ckpt_path": str(path), "weights_only": False}
-    found = trainer.test(model, datamodule=datamodule, verbose=False, **more)
+    found = trainer.test(
+        model,
+        datamodule=datamodule,
+        ckpt_path=path,
+        weights_only=None if path is None else False,  # our own file
+        verbose=False,
+    )
     return {name: value for loader in found for name, value in loader.items()}
 
 

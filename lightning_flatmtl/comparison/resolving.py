@@ -94,8 +94,8 @@ def set_key(config: Config, key: str, value: Any) -> Config:
             node = node.get(name) if isinstance(node, dict) else None
     if not isinstance(node, dict) or last not in node:
         raise ValueError(
-            f"`seed_keys` must be values of the configuration, got '{key}', which it does not have. "
-            "`flatmtl fit --config ... --print_config` shows all, such as 'data.seed'."
+            f"`seed_keys` must be values of the configuration, got '{key}', which it does not "
+            "have. `flatmtl fit --config ... --print_config` shows all, such as 'data.seed'."
         )
     node[last] = value
     return changed

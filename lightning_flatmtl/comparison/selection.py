@@ -75,7 +75,11 @@ class Selection:
         if self.monitor is not None:
             if any(self._is_kept_by(callback) for callback in callbacks):
                 return None
-            kept = {"monitor": self.monitor, "mode": self.mode, "filename": "selected"}
+            kept: dict[str, Any] = {
+                "monitor": self.monitor,
+                "mode": self.mode,
+                "filename": "selected",
+            }
         elif self.count > 1:
             kept = {"monitor": "epoch", "mode": "max", "save_top_k": self.count}
             kept |= {"filename": "{epoch}", "save_on_train_epoch_end": True}
@@ -99,13 +103,15 @@ class Selection:
             if not isinstance(callback, ModelCheckpoint) or callback.mode != mode:
                 continue
             if callback.monitor == (self.monitor or "epoch"):
-                paths = callback.best_k_models if self.monitor is None else [callback.best_model_path]
-                found = [Path(path) for path in paths if path]
+                paths = (
+                    callback.best_k_models if self.monitor is None else [callback.best_model_path]
+                )
+                found: list[Path | None] = [Path(path) for path in paths if path]
                 if found:
-                    return list(sorted(found))
+                    return sorted(found, key=str)
         raise RuntimeError(
-            f"No checkpoint was saved by {self.setting}: expected `{self.monitor or 'epoch'}` to be "
-            "there after validation. Is there validation data, and is the figure logged?"
+            f"No checkpoint was saved by {self.setting}: expected `{self.monitor or 'epoch'}` to "
+            "be there after validation. Is there validation data, and is the figure logged?"
         )
 
     def _is_kept_by(self, callback: Mapping[str, Any]) -> bool:

@@ -155,8 +155,8 @@ def _configs(given: Any, folder: Path) -> tuple[Path, ...]:
     for path in paths:
         if not path.is_file():
             raise FileNotFoundError(
-                f"`config` must be a file, got '{path}', which does not exist. Its path is relative "
-                "to the file of the comparison."
+                f"`config` must be a file, got '{path}', which does not exist. Its path is "
+                "relative to the file of the comparison."
             )
     return paths
 
@@ -207,7 +207,7 @@ def _single_task(given: Any) -> SingleTask | None:
     if isinstance(given, Mapping) and set(given) <= {"monitor"}:
         return SingleTask(given.get("monitor"))
     raise ValueError(
-        "`single_task` must be true, false or `{monitor: 'val/{task}/loss'}`, got " f"{given!r}."
+        f"`single_task` must be true, false or `{{monitor: 'val/{{task}}/loss'}}`, got {given!r}."
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lightning_flatmtl.comparison.directions import by_name
+from lightning_flatmtl.comparison.directions import by_name as direction_of
 from lightning_flatmtl.comparison.metric_names import (
     is_loss,
     is_share,
@@ -166,21 +166,23 @@ def summarize(
     logged = dict.fromkeys(name for row in done for name in metrics_of(row))
     names = named(wanted, logged) if wanted is not None and done else list(logged)
     names = [name for name in names if name != DELTA_M]
-    higher = {name: by_name(name, said) for name in names}
+    higher = {name: direction_of(name, said) for name in names}
     values = _values(done, names, tasks)
     compared = _compared(names, tasks, wanted is not None)
     unknown = [name for name in compared if higher[name] is None]
     notes = []
     if unknown:
         notes.append(
-            f"Nobody says whether higher is better for {', '.join(unknown)}: Delta_m leaves it out. "
-            "Say it under `higher_is_better:`."
+            f"Nobody says whether higher is better for {', '.join(unknown)}: Delta_m leaves it "
+            "out. Say it under `higher_is_better:`."
         )
     improved = _delta_m(values, [n for n in compared if higher[n] is not None], higher)
     _put_into_rows(done, improved)
     averages = _averages(values, names, tasks)
     seconds = _by_method(done, "seconds_per_step")
-    reference = reference if reference in seconds else next((m for m in methods if m in seconds), None)
+    reference = (
+        reference if reference in seconds else next((m for m in methods if m in seconds), None)
+    )
     figures: dict[str, dict[str, Figure]] = {}
     for method in [SINGLE_TASK, *methods]:
         found = {name: Figure(seeds) for name, seeds in values.get(method, {}).items() if seeds}
@@ -234,7 +236,9 @@ def _delta_m(
     directions = {name: bool(higher[name]) for name in compared}
     for method, by_metric in values.items():
         for seed in by_metric.get(compared[0], {}):
-            own = {name: by_metric[name][seed] for name in compared if seed in by_metric.get(name, {})}
+            own = {
+                name: by_metric[name][seed] for name in compared if seed in by_metric.get(name, {})
+            }
             base = {name: singles[name][seed] for name in own if seed in singles.get(name, {})}
             usable = len(own) == len(base) == len(compared)
             if usable and all(math.isfinite(v) and v != 0 for v in base.values()):
@@ -310,7 +314,9 @@ def _ends_like(name: str, group: str) -> bool:
 def _column(
     name: str, title: str, higher: bool | None, figures: Mapping[str, Mapping[str, Figure]]
 ) -> Column:
-    values = [v for by_name in figures.values() if name in by_name for v in by_name[name].by_seed.values()]
+    values = [
+        v for by_name in figures.values() if name in by_name for v in by_name[name].by_seed.values()
+    ]
     share = is_share(name) and all(0 <= value <= 1 for value in values)
     return Column(name, title, higher, 100.0, "%") if share else Column(name, title, higher)
 
@@ -320,12 +326,12 @@ def _gains(
 ) -> dict[str, dict[str, Figure]]:
     """Differences of every ``F-X`` to its ``X``, seed by seed."""
     found: dict[str, dict[str, Figure]] = {}
-    for flat, by_name in figures.items():
+    for flat, own in figures.items():
         plain = flat.removeprefix("F-")
         if plain == flat or plain not in figures:
             continue
         for column in columns:
-            a, b = figures[plain].get(column.name), by_name.get(column.name)
+            a, b = figures[plain].get(column.name), own.get(column.name)
             if a is None or b is None or column.name == COST:
                 continue
             seeds = [seed for seed in b.by_seed if seed in a.by_seed]

@@ -15,7 +15,10 @@ _WIDEST = 14
 def shown_columns(summary: Summary) -> list[Column]:
     """The columns that fit into a table, Delta_m and cost among them."""
     columns = list(summary.columns)
-    for drop in (lambda c: is_loss(c.name), lambda c: c.name.startswith("test/") and c.name != DELTA_M):
+    for drop in (
+        lambda c: is_loss(c.name),
+        lambda c: c.name.startswith("test/") and c.name != DELTA_M,
+    ):
         rest = [column for column in columns if not drop(column)]
         if len(columns) > _WIDEST and rest:
             columns = rest
@@ -29,7 +32,9 @@ def markdown(summary: Summary) -> str:
     lines = [_row(heads), _row(["---", *["---:"] * len(columns)])]
     for method in summary.figures:
         marked = _marker(summary, method, "**{}**".format, "<u>{}</u>".format)
-        lines.append(_row([method, *(marked(c, _cell(summary, method, c, " ± ")) for c in columns)]))
+        lines.append(
+            _row([method, *(marked(c, _cell(summary, method, c, " ± ")) for c in columns)])
+        )
     return "\n".join([*lines, "", *_words(summary, columns)]) + "\n"
 
 
@@ -53,9 +58,7 @@ def latex(summary: Summary) -> str:
 Mark = Callable[[str], str]
 
 
-def _marker(
-    summary: Summary, method: str, best: Mark, close: Mark
-) -> Callable[[Column, str], str]:
+def _marker(summary: Summary, method: str, best: Mark, close: Mark) -> Callable[[Column, str], str]:
     def marked(column: Column, text: str) -> str:
         if method in summary.best(column):
             return best(text)
@@ -92,11 +95,15 @@ def _digits(column: Column, summary: Summary) -> int:
 
 def _words(summary: Summary, columns: Sequence[Column]) -> list[str]:
     """What the numbers are, what flatness adds, and what has failed."""
-    several = any(f.std is not None for by_name in summary.figures.values() for f in by_name.values())
+    several = any(
+        f.std is not None for by_name in summary.figures.values() for f in by_name.values()
+    )
     seeds = {s for by in summary.figures.values() for f in by.values() for s in f.by_seed}
     after = ", after ± the standard deviation over the seeds" if several else ""
     listed = ", ".join(map(str, sorted(seeds)))
-    lines = [f"Means over {len(seeds)} seed(s) ({listed}){after}."] if seeds else ["No run is done."]
+    lines = (
+        [f"Means over {len(seeds)} seed(s) ({listed}){after}."] if seeds else ["No run is done."]
+    )
     close = " Best mean in bold, what is within one standard error of it underlined."
     lines[0] += (close if several else " Best in bold.") if seeds else ""
     lines += ["", *(f"- {said}" for said in _gains(summary, columns))] if summary.gains else []

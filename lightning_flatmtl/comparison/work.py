@@ -56,11 +56,16 @@ def _begin(jobs: Sequence[Job], launcher: Launcher) -> None:
             continue
         job.look()  # another comparison may have come first
         if job.state is State.QUEUED:
-            try:
-                job.start(launcher.start(job.folder))
-            except OSError as error:
-                job.fail(f"{type(error).__name__}: {error}")
-            running += job.state is State.RUNNING
+            running += _started(job, launcher)
+
+
+def _started(job: Job, launcher: Launcher) -> bool:
+    try:
+        job.start(launcher.start(job.folder))
+    except OSError as error:  # a full disk, no more processes
+        job.fail(f"{type(error).__name__}: {error}")
+        return False
+    return True
 
 
 @contextmanager

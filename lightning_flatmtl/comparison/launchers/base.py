@@ -34,6 +34,7 @@ class Launcher(ABC):
     def start(self, folder: RunFolder) -> Process:
         """Start ``flatmtl fit`` with the configuration of a folder; the output goes to its log."""
 
+    @abstractmethod
     def close(self) -> None:
         """Give back what is held."""
 
@@ -71,5 +72,3 @@ def open_log(folder: RunFolder) -> int:
 def cores() -> int:
     """How many this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-

@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import torch
+from typing_extensions import override
 
 from lightning_flatmtl.comparison.folder import RunFolder
 from lightning_flatmtl.comparison.launchers.base import (
@@ -28,9 +29,10 @@ _PATIENCE = 10.0
 class LocalProcess(Process):
     """A process group of its own, so that Ctrl-C reaches the comparison alone, which ends it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", give_back: "GPUs", held: list[str]):
-        self._process, self._gpus, self._held = process, give_back, held
+    def __init__(self, process: "subprocess.Popen[bytes]", gpus: "GPUs", held: list[str]) -> None:
+        self._process, self._gpus, self._held = process, gpus, held
 
+    @override
     def status(self) -> int | None:
         status = self._process.poll()
         if status is not None:
@@ -38,6 +40,7 @@ class LocalProcess(Process):
             self._held = []
         return status
 
+    @override
     def stop(self) -> None:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is None:
@@ -71,9 +74,11 @@ class LocalLauncher(Launcher):
         self._threads = resources.cpu or max(1, cores() // workers)
         self._gpus = GPUs(resources.gpu)
 
+    @override
     def has_room(self, running: int) -> bool:
         return running < self._workers and self._gpus.free
 
+    @override
     def start(self, folder: RunFolder) -> Process:
         held = self._gpus.take()
         found = {**environment(self._threads), **self._gpus.environment(held)}
@@ -90,6 +95,10 @@ class LocalLauncher(Launcher):
         finally:
             os.close(log)
         return LocalProcess(process, self._gpus, held)
+
+    @override
+    def close(self) -> None:
+        return
 
 
 class GPUs:
@@ -108,8 +117,8 @@ class GPUs:
         needed = max(1, int(share or 0))
         if share and len(devices) < needed:
             raise ValueError(
-                f"`resources` ask for {share:g} GPU a run, and {len(devices)} can be seen here. Ask "
-                "for less, or run the comparison where they are."
+                f"`resources` ask for {share:g} GPU a run, and {len(devices)} can be seen here. "
+                "Ask for less, or run the comparison where they are."
             )
 
     @property
