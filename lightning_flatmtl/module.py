@@ -176,6 +176,7 @@ class MultiTaskModule(LightningModule, Host):
                 "`losses`. Override `encode` and `task_loss` instead, or use 'parameters'."
             )
         self.gradients = gradients
+        self.listeners = []
         self._loader = 0
         self._labels: dict[str, int] = {}  # how many samples of the batch have one, by task
         self._fit = Fit(tasks=[task.name for task in self.tasks])
@@ -248,11 +249,16 @@ class MultiTaskModule(LightningModule, Host):
         return {task.name: self.task_output(task, features) for task in self.tasks}
 
     def update_metrics(self, task: Task | str, predictions: Any, target: Any) -> None:
-        """Feed one task's metrics of the running stage; nothing happens in the second pass."""
+        """Feed one task's metrics of the running stage; nothing happens in the second pass.
+
+        Callbacks that look at predictions see what comes here.
+        """
         stage = self._stage
         if stage is None or self.second_pass:
             return
         name = task if isinstance(task, str) else task.name
+        for listener in self.listeners:
+            listener(name, predictions, target)
         metrics = self.task_metrics.of_task(stage, self._loader, name)
         if metrics is None:
             return

@@ -9,6 +9,12 @@ losses are computed from vectors ``[m]``, likewise. None of this needs Lightning
 from lightning_flatmtl.functional._convergence import ConvergenceWarning
 from lightning_flatmtl.functional.aligned_mtl import aligned_mtl_weights
 from lightning_flatmtl.functional.cagrad import cagrad_weights
+from lightning_flatmtl.functional.calibration import (
+    brier_scores,
+    calibration_bins,
+    calibration_error,
+    predictive_entropy,
+)
 from lightning_flatmtl.functional.con_fig import config_weights
 from lightning_flatmtl.functional.conflict import conflict_rate, cosine_similarity
 from lightning_flatmtl.functional.db_mtl import db_mtl_weights
@@ -41,7 +47,10 @@ __all__ = [
     "ExcessRisk",
     "GradVacResult",
     "aligned_mtl_weights",
+    "brier_scores",
     "cagrad_weights",
+    "calibration_bins",
+    "calibration_error",
     "clip_weights",
     "config_weights",
     "conflict_rate",
@@ -64,6 +73,7 @@ __all__ = [
     "min_norm_weights",
     "nash_weights",
     "pcgrad_weights",
+    "predictive_entropy",
     "relative_improvement",
     "scale_invariant_weights",
     "sdmgrad_weights",

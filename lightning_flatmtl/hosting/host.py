@@ -1,5 +1,6 @@
 """What the callbacks ask of a module that runs its own steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -7,6 +8,7 @@ from lightning.pytorch import Trainer
 from lightning_flatmtl.engine import Passes
 from lightning_flatmtl.hosting.fit import Fit
 from lightning_flatmtl.hosting.task_metrics import TaskMetrics
+from lightning_flatmtl.task import Task
 
 __all__ = ["Host"]
 
@@ -14,8 +16,11 @@ __all__ = ["Host"]
 class Host:
     """A module that runs Algorithm 1 itself, with the callbacks of its Trainer."""
 
+    tasks: list[Task]
     baselines: dict[str, float] | None
     task_metrics: TaskMetrics
+    listeners: list[Callable[[str, Any, Any], None]]
+    """Get a task's name, predictions and target whenever its metrics do; they change nothing."""
     _fit: Fit
 
     def start_fit(self, trainer: Trainer) -> Fit:
