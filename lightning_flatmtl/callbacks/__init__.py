@@ -2,5 +2,7 @@
 
 from lightning_flatmtl.callbacks.calibration import Calibration
 from lightning_flatmtl.callbacks.gradient_conflict import GradientConflict
+from lightning_flatmtl.callbacks.loss_landscape import LossLandscape
+from lightning_flatmtl.callbacks.noise_robustness import NoiseRobustness
 
-__all__ = ["Calibration", "GradientConflict"]
+__all__ = ["Calibration", "GradientConflict", "LossLandscape", "NoiseRobustness"]

@@ -368,11 +368,11 @@ def task_losses(outputs: Any, when: str = "With an aggregator or TaskSAM") -> di
     return {task: plain(loss) for task, loss in losses.items() if loss is not None}
 
 
-def count_of(outputs: Any, task: str) -> float:
+def count_of(outputs: Any, task: str, otherwise: float = 1.0) -> float:
     """How many samples a task's loss is the mean of, if the module says so."""
     counts = outputs.get("counts")
     if not isinstance(counts, Mapping):  # none, or something of the module's own
-        return 1.0
+        return otherwise
     if task not in counts:
         raise MisconfigurationException(
             f'"counts" must have the number of samples behind every loss, got {dict(counts)} '

@@ -75,15 +75,21 @@ class Look:
         module: The module.
         inputs: Batch and index.
         wind_back: Takes module and random streams back to the begin.
+        size: How many samples a loss is the mean of where the module does not say it.
     """
 
     def __init__(
-        self, module: LightningModule, inputs: Inputs, wind_back: Callable[[], None]
+        self,
+        module: LightningModule,
+        inputs: Inputs,
+        wind_back: Callable[[], None],
+        size: float = 1.0,
     ) -> None:
         self._module, self._inputs, self._wind_back = module, inputs, wind_back
+        self._size = size
         self._passes: Passes | None = None
         self.counts: dict[str, float] = {}
-        """How many samples each of the latest losses is the mean of; 1 if it is not known."""
+        """How many samples each of the latest losses is the mean of."""
 
     def losses(self) -> dict[str, Tensor]:
         """The losses of the tasks that the batch has, with their graphs.
@@ -91,8 +97,8 @@ class Look:
         The mean over no samples is no loss; such a task is absent.
         """
         self._wind_back()
-        args, _ = self._inputs.take()
-        passes = _passes_of(self._module, *args)
+        (batch, batch_idx), _ = self._inputs.take()
+        passes = _passes_of(self._module, batch, batch_idx, self._size)
         passes.begin_at(self._wind_back)
         passes.keep_start()
         with self._running():
@@ -121,7 +127,12 @@ class Look:
 
 @contextmanager
 def looking_at(
-    module: LightningModule, batch: Any, batch_idx: int, *, evaluate: bool = False
+    module: LightningModule,
+    batch: Any,
+    batch_idx: int,
+    *,
+    evaluate: bool = False,
+    size: float = 1.0,
 ) -> Iterator[Look]:
     """Look at the task losses of a batch, without a trace.
 
@@ -133,6 +144,8 @@ def looking_at(
         batch: The batch, on the module's device; it is copied.
         batch_idx: Its index.
         evaluate: Whether the module is in evaluation mode meanwhile; else it is left in its own.
+        size: How many samples a loss counts as the mean of where the module returns no
+            ``"counts"``: as in training all batches weigh the same by default.
 
     Example:
         >>> def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -142,7 +155,7 @@ def looking_at(
         ...             after = look.losses()
     """
     with untraced(module, evaluate=evaluate) as wind_back:
-        yield Look(module, Inputs(own_copy(batch), batch_idx), wind_back)
+        yield Look(module, Inputs(own_copy(batch), batch_idx), wind_back, size)
 
 
 def perturbed(
@@ -194,7 +207,7 @@ def refuse_unfit_to_look_at(module: LightningModule, name: str) -> None:
         )
 
 
-def _passes_of(module: LightningModule, batch: Any, batch_idx: int) -> Passes:
+def _passes_of(module: LightningModule, batch: Any, batch_idx: int, size: float) -> Passes:
     host = host_of(module)
     if isinstance(host, Host):
         return host.passes_of(batch, batch_idx)
@@ -209,7 +222,7 @@ def _passes_of(module: LightningModule, batch: Any, batch_idx: int) -> Passes:
         outputs = step(*given)
         return task_losses(outputs, "To look at the losses of tasks")
 
-    return WholePasses(losses, module, count=lambda task: count_of(outputs, task))
+    return WholePasses(losses, module, count=lambda task: count_of(outputs, task, size))
 
 
 def _positional(step: Callable[..., Any]) -> int:
