@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from typing_extensions import override
 
-from lightning_flatmtl.comparison.compare import Comparison
+from lightning_flatmtl.comparison.comparison import Comparison
 from lightning_flatmtl.comparison.jobs import State
 from lightning_flatmtl.comparison.launchers.base import line
 from lightning_flatmtl.comparison.methods import methods_table
@@ -40,9 +40,7 @@ class _Parser(argparse.ArgumentParser):
 def compare_command(arguments: Sequence[str]) -> int:
     """Run ``flatmtl compare``; returns the exit status."""
     parser = _parser("flatmtl compare", _COMPARE)
-    parser.add_argument(
-        "--only", nargs="+", metavar="METHOD", help="run and show these methods alone"
-    )
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="run these methods alone")
     parser.add_argument(
         "--dry_run",
         action="store_true",
@@ -64,7 +62,7 @@ def compare_command(arguments: Sequence[str]) -> int:
 
 def baselines_command(arguments: Sequence[str]) -> int:
     """Run ``flatmtl baselines``; returns the exit status."""
-    from lightning_flatmtl.comparison.baselines import baselines  # noqa: PLC0415 # imports this
+    from lightning_flatmtl.comparison.single_tasks import baselines  # noqa: PLC0415 # imports this
 
     parser = _parser("flatmtl baselines", _BASELINES)
     given, further = _parse(parser, arguments)
@@ -147,11 +145,11 @@ def _run(comparison: Comparison, workers: int, launcher: str) -> int:
         )
         return 130
     sys.stdout.write(f"\n{results.markdown}\nWritten to {comparison.output}/\n")
-    return 1 if any(job.state is State.FAILED for job in comparison.jobs) else 0
+    return 1 if any(job.state is State.FAILED for job in comparison.chosen) else 0
 
 
 def _print_lines(comparison: Comparison) -> None:
-    for job in comparison.jobs:
+    for job in comparison.chosen:
         if job.state is not State.DONE:
             sys.stdout.write(f"{line(job.folder)}\n")
     sys.stderr.write(

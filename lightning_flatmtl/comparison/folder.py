@@ -134,7 +134,18 @@ def _placed(run: Run, folder: RunFolder) -> dict[str, Any]:
         "enable_checkpointing": True,
         "enable_progress_bar": False,
     }
-    return {**config, "trainer": placed}
+    return {**config, "trainer": _named(placed, path)}
+
+
+def _named(value: Any, folder: str) -> Any:
+    """The same with ``{run}`` in texts replaced by the folder, for files that callbacks write."""
+    if isinstance(value, str):
+        return value.replace("{run}", folder)
+    if isinstance(value, list):
+        return [_named(each, folder) for each in value]
+    if isinstance(value, Mapping):
+        return {key: _named(each, folder) for key, each in value.items()}
+    return value
 
 
 def _placed_checkpoint(callback: dict[str, Any], folder: RunFolder, index: int) -> dict[str, Any]:

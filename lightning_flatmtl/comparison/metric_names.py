@@ -16,7 +16,7 @@ def named(wanted: Iterable[str], logged: Iterable[str]) -> list[str]:
     Raises:
         ValueError: If there is none.
     """
-    known = list(logged)
+    known = list(dict.fromkeys(logged))
     found = []
     for name in wanted:
         for full in (name, f"test/{name}"):
@@ -25,7 +25,7 @@ def named(wanted: Iterable[str], logged: Iterable[str]) -> list[str]:
                 break
         else:
             raise ValueError(
-                f"`metrics` must be what the runs log in testing, got '{name}'. "
+                f"`metrics` must be what the runs log, got '{name}'. "
                 f"{nearest(name, [k.removeprefix('test/') for k in known])}They log: "
                 f"{', '.join(known)}."
             )

@@ -75,23 +75,20 @@ class Plan:
     base: Config
     tasks: tuple[str, ...]
 
-    def only(self, names: Sequence[str] | None) -> "Plan":
-        """The runs of some methods.
+    def methods(self, names: Sequence[str] | None = None) -> list[str]:
+        """The methods of the table, or those that are named.
 
         Raises:
             ValueError: If there is no such method.
         """
-        if not names:
-            return self
-        known = dict.fromkeys(run.method for run in self.runs)
-        for name in names:
+        known = list(dict.fromkeys(run.method for run in self.runs))
+        for name in names or ():
             if name not in known:
                 raise ValueError(
                     f"`--only` must name methods of the comparison, got '{name}'. "
                     f"{nearest(name, known)}It has: {', '.join(known)}."
                 )
-        runs = tuple(run for run in self.runs if run.method in names)
-        return Plan(runs, self.base, self.tasks)
+        return [name for name in known if name in names] if names else known
 
 
 def make_plan(settings: Settings) -> Plan:

@@ -87,7 +87,7 @@ class RunRecord(Callback):
 
     def finish(self, trainer: Trainer, model: LightningModule, datamodule: Any) -> None:
         """Test the selected epochs and write the result."""
-        logged = sorted(trainer.callback_metrics)
+        final = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
         directions: dict[str, bool] = {}
         with noted_directions(model, directions):
@@ -100,7 +100,7 @@ class RunRecord(Callback):
         self.folder.result = {
             "metrics": {n: statistics.fmean(each[n] for each in tested) for n in tested[0]},
             "higher_is_better": {n: d for n, d in directions.items() if n in tested[0]},
-            "logged": logged,
+            "final": final,
             "seconds_per_step": self._cost.seconds_per_step,
             "peak_memory_mib": self._cost.peak_memory_mib,
             "epochs": epochs,
@@ -109,6 +109,7 @@ class RunRecord(Callback):
             "version": __version__,
         }
         self._tidy()
+        self.folder.release()
 
     def _tidy(self) -> None:
         """Keep the model that was tested, and no more."""
@@ -133,6 +134,12 @@ class RunRecord(Callback):
         self._streams.put_back(trainer, pl_module)
         self._cost.begin(pl_module.device, trainer.global_step)
         self._tell(trainer)
+
+    @override
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        self.folder.release()
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -46,7 +46,6 @@ def rehearse(
         return
     config = copy.deepcopy(base)
     config["trainer"] |= _ONE_BATCH
-    config["trainer"]["callbacks"] = None
     run = Run("rehearsal", settings.seeds[0], config, Selection())
     folder = folder_of(run.slug)
     if folder.result is None:
@@ -61,9 +60,9 @@ def rehearse(
     if result is None:
         return
     if settings.metrics is not None:
-        named(settings.metrics, result["metrics"])
+        named(settings.metrics, [*result["metrics"], *result["final"]])
     if settings.select.monitor is not None:
-        _check_monitor(settings.select.monitor, result["logged"])
+        _check_monitor(settings.select.monitor, list(result["final"]))
 
 
 def _check_monitor(monitor: str, logged: Sequence[str]) -> None:

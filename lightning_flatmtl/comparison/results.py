@@ -96,13 +96,19 @@ def metrics_of(row: Row) -> list[str]:
     return [name for name in row if name not in {*_FIRST, *_LAST}]
 
 
-def rows_of(jobs: Sequence[Job]) -> list[Row]:
-    """A row for each job, with what its result says."""
-    return [_row(job) for job in jobs]
+def rows_of(jobs: Sequence[Job], further: Sequence[str] = ()) -> list[Row]:
+    """A row for each job, with what its result says.
+
+    Args:
+        jobs: The jobs.
+        further: Names of figures that are wanted though they are not of the test data.
+    """
+    return [_row(job, further) for job in jobs]
 
 
-def _row(job: Job) -> Row:
+def _row(job: Job, further: Sequence[str]) -> Row:
     run, result = job.run, job.folder.result or {}
+    final = result.get("final", {})
     row: Row = {
         "method": run.method,
         "task": run.task or "",
@@ -112,6 +118,7 @@ def _row(job: Job) -> Row:
         "seconds_per_step": result.get("seconds_per_step"),
         "peak_memory_mib": result.get("peak_memory_mib"),
         **result.get("metrics", {}),
+        **{name: final[name] for name in further if name in final},
     }
     row |= {name: result.get(name) for name in _LAST[:-1]}
     row["error"] = job.error or ""

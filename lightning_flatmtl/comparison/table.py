@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from lightning_flatmtl.comparison.metric_names import is_loss
+from lightning_flatmtl.comparison.settings import SINGLE_TASK
 from lightning_flatmtl.comparison.summary import COST, DELTA_M, Column, Figure, Summary
 
 __all__ = ["latex", "markdown", "shown_columns"]
@@ -69,8 +70,8 @@ def _marker(summary: Summary, method: str, best: Mark, close: Mark) -> Callable[
 
 def _cell(summary: Summary, method: str, column: Column, between: str, nothing: str = "") -> str:
     figure = summary.figures[method].get(column.name)
-    if figure is None:
-        return "0" if column.name == DELTA_M else nothing
+    if figure is None or (method == SINGLE_TASK and column.name == DELTA_M):
+        return "0" if method == SINGLE_TASK and column.name == DELTA_M else nothing
     text = shown(figure.mean, column, summary)
     if figure.std is not None and column.name != COST:
         text += between + shown(figure.std, column, summary)

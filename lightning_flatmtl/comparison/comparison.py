@@ -46,7 +46,7 @@ def compare(
             ``"--trainer.max_epochs=2"``.
         workers: How many runs side by side, at least 1.
         launcher: ``"local"`` for this machine, ``"ray"`` for a Ray cluster.
-        only: The methods to run and to show; all by default.
+        only: The methods to run; all by default. The table has all that is done.
         output: Another folder than the file's.
 
     Returns:
@@ -67,7 +67,7 @@ class Comparison:
 
     Args:
         settings: What is compared.
-        only: The methods to run and to show.
+        only: The methods to run; the table has all that is done.
 
     Raises:
         ValueError: If the settings are wrong, or the folder belongs to another comparison.
@@ -75,13 +75,15 @@ class Comparison:
 
     def __init__(self, settings: Settings, only: Sequence[str] | None = None) -> None:
         self.settings = settings
-        whole = make_plan(settings)
-        self.plan = whole.only(only)
+        self.plan = make_plan(settings)
+        chosen = self.plan.methods(only)
         self.output = settings.output.expanduser()
-        self._own_folder(whole)
+        self._own_folder(self.plan)
         self.jobs = [Job(run, self._folder(run.slug)) for run in self.plan.runs]
         for job in self.jobs:
             job.look()
+        self.chosen = [job for job in self.jobs if job.run.method in chosen]
+        """The jobs to be worked off."""
 
     def _folder(self, slug: str) -> RunFolder:
         return RunFolder((self.output / "runs" / slug).absolute())
@@ -112,7 +114,7 @@ class Comparison:
             "version": __version__,
         }
         write_whole(self.output / "comparison.yaml", yaml.safe_dump(own, sort_keys=False))
-        for job in self.jobs:
+        for job in self.chosen:
             if job.state is State.QUEUED:
                 job.folder.prepare(job.run)
 
@@ -124,18 +126,18 @@ class Comparison:
             raise ValueError(f"`workers` must be an integer >= 1, got {workers!r}.")
         starts = make_launcher(launcher, workers, self.settings.resources)
         self.prepare()
-        if any(job.state is State.QUEUED for job in self.jobs):
+        if any(job.state is State.QUEUED for job in self.chosen):
             rehearse(self.settings, self.plan.base, self._folder, starts)
         try:
-            work_off(self.jobs, starts, display or make_display(workers))
+            work_off(self.chosen, starts, display or make_display(workers))
         finally:
             results = self.write()
         return results
 
     def write(self) -> Results:
         """Write tables and figures of what is done."""
-        rows = rows_of(self.jobs)
         settings = self.settings
+        rows = rows_of(self.jobs, settings.metrics or ())
         summary = summarize(
             rows,
             list(dict.fromkeys(job.run.method for job in self.jobs if not job.run.task)),

@@ -7,9 +7,11 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from lightning_flatmtl.comparison.compare import Comparison, LauncherName
+from lightning_flatmtl.comparison.comparison import Comparison, LauncherName
 from lightning_flatmtl.comparison.files import write_whole
+from lightning_flatmtl.comparison.metric_names import is_loss
 from lightning_flatmtl.comparison.settings import SINGLE_TASK, Settings, SingleTask
+from lightning_flatmtl.comparison.summary import COST, DELTA_M
 
 __all__ = ["baselines"]
 
@@ -45,7 +47,8 @@ def baselines(
         settings = replace(settings, single_task=SingleTask())
     comparison = Comparison(settings, [SINGLE_TASK])
     results = comparison.run(workers, launcher)
-    failed = [row for row in results if row["status"] != "done"]
+    singles = [row for row in results if row["method"] == SINGLE_TASK]
+    failed = [row for row in singles if row["status"] != "done"]
     if failed:
         row = failed[0]
         raise RuntimeError(
@@ -62,5 +65,5 @@ def means(summary: Mapping[str, Any]) -> dict[str, float]:
     return {
         name.removeprefix("test/"): figure["mean"]
         for name, figure in figures.items()
-        if name.startswith("test/") and not name.endswith("loss")
+        if name not in {DELTA_M, COST} and not name.startswith("average/") and not is_loss(name)
     }
