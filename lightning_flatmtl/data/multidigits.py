@@ -23,7 +23,7 @@ DIGIT_SIZE = 8  # pixels, both ways, of scikit-learn's digits
 DIGIT_MAX = 16.0  # their brightest grey value
 CLASSES = 10
 TASKS = ("left", "right")
-STREAMS = ("split", "train", "val", "test", "noise")  # one random stream each
+STREAMS = ("split", "train", "val", "test", "noise", "ood")  # one random stream each
 
 
 class DigitPairs(Dataset[Batch]):
@@ -102,8 +102,9 @@ class MultiDigits(pl.LightningDataModule):
 
     A batch is ``(images, {"left": labels, "right": labels})``: images float32
     ``[batch, 1, canvas, canvas]`` in [0, 1], labels int64 ``[batch]`` in 0..9. The prediction
-    loader yields the test images alone. The last, incomplete training batch is left out: every
-    step then averages over equally many pairs, and batch normalisation never meets a batch of one.
+    loader yields the test images alone, ``ood_dataloader`` images out of domain. The last,
+    incomplete training batch is left out: every step then averages over equally many pairs, and
+    batch normalisation never meets a batch of one.
 
     Args:
         train_pairs: Number of training pairs, at least ``batch_size``.
@@ -233,6 +234,16 @@ class MultiDigits(pl.LightningDataModule):
     @override
     def predict_dataloader(self) -> DataLoader[Tensor]:
         return self._loader(_Images(self.dataset("test").images))
+
+    def ood_dataloader(self) -> DataLoader[Tensor]:
+        """Return images out of domain: the test images with their pixels in another order.
+
+        One order for all of them, of ``seed``. They have the grey values of digits and nothing to
+        be read, see :class:`~lightning_flatmtl.callbacks.Calibration`.
+        """
+        images = self.dataset("test").images
+        order = torch.randperm(images[0].numel(), generator=self._generator("ood"))
+        return self._loader(_Images(images.flatten(1)[:, order].view_as(images)))
 
     def _loader(
         self, dataset: Dataset[T], shuffle: bool = False, drop_last: bool = False

@@ -575,6 +575,17 @@ def test_only_so_many_batches() -> None:
         assert found == pytest.approx(hand.expected[0]["kind"]["ood_entropy"], abs=1e-6)
 
 
+def test_they_are_asked_for_once_an_evaluation() -> None:
+    calls = []
+
+    def source() -> Any:
+        calls.append(1)
+        return [OUTSIDE]
+
+    fit(module(), [Calibration(ood=source)], data(), data(20, 1), max_epochs=2)
+    assert len(calls) == 2  # not in the sanity check
+
+
 @hosts
 def test_a_predict_step_of_its_own_is_asked(host) -> None:
     class Own(MultiTaskModule if host == "module" else Existing):

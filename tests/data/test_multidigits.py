@@ -193,6 +193,17 @@ def test_only_training_is_shuffled():
     assert not torch.equal(first, data.dataset("train").images[:16])
 
 
+def test_images_out_of_domain_are_those_of_the_test_with_their_pixels_moved():
+    data = prepared(seed=1)
+    images, inside = torch.cat(list(data.ood_dataloader())), data.dataset("test").images
+    assert images.shape == inside.shape
+    torch.testing.assert_close(images.flatten(1).sort().values, inside.flatten(1).sort().values)
+    assert not torch.equal(images, inside)
+    moved = images.flatten(1)[:, None] == inside.flatten(1)[:, :, None]
+    assert moved.all(0).any(0).all()  # one order for all of them
+    assert torch.equal(torch.cat(list(prepared(seed=1).ood_dataloader())), images)
+
+
 def test_prediction_yields_the_test_images():
     data = prepared()
     images = list(data.predict_dataloader())
