@@ -4,5 +4,12 @@ from lightning_flatmtl.callbacks.calibration import Calibration
 from lightning_flatmtl.callbacks.gradient_conflict import GradientConflict
 from lightning_flatmtl.callbacks.loss_landscape import LossLandscape
 from lightning_flatmtl.callbacks.noise_robustness import NoiseRobustness
+from lightning_flatmtl.callbacks.sharpness_monitor import SharpnessMonitor
 
-__all__ = ["Calibration", "GradientConflict", "LossLandscape", "NoiseRobustness"]
+__all__ = [
+    "Calibration",
+    "GradientConflict",
+    "LossLandscape",
+    "NoiseRobustness",
+    "SharpnessMonitor",
+]

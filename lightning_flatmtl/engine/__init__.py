@@ -10,6 +10,7 @@ from lightning_flatmtl.engine.passes.buffers import frozen_buffers
 from lightning_flatmtl.engine.passes.composed import ComposedPasses
 from lightning_flatmtl.engine.passes.rng_replay import RNGReplay
 from lightning_flatmtl.engine.passes.whole import WholePasses
+from lightning_flatmtl.engine.result import PerturbedLosses
 from lightning_flatmtl.engine.sharpness import Arm, Point, Sharpness
 from lightning_flatmtl.engine.step import MultiTaskStep, StepResult
 
@@ -23,6 +24,7 @@ __all__ = [
     "Part",
     "Partition",
     "Passes",
+    "PerturbedLosses",
     "Point",
     "RNGReplay",
     "Sharpness",

@@ -1,12 +1,30 @@
 """What one step found out."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["StepResult"]
+__all__ = ["PerturbedLosses", "StepResult"]
+
+
+@dataclass(frozen=True)
+class PerturbedLosses:
+    """The losses of this process in the passes of a step, detached, where they lie.
+
+    Args:
+        clean: By task, at the parameters themselves.
+        shared: Where the shared parameters are perturbed; at the joint point the head, too.
+        heads: Where the head alone is perturbed.
+        shares: For every task of the step the share of its samples that lies in this process; the
+            tasks are the same in all processes.
+    """
+
+    clean: Mapping[str, Tensor]
+    shared: Mapping[str, Tensor]
+    heads: Mapping[str, Tensor]
+    shares: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class StepResult:
             gradients of zero, which the host takes away again after the backward pass.
         accumulated: The clean losses of all batches of the update, each the mean over its samples,
             if it is that of several.
+        perturbed: The losses of the second pass, of this batch; ``None`` without one.
         skipped: Whether no process had a loss of the batch at hand: the update is that of batches
             before it.
         zero: Tasks whose loss is exactly zero, and whose gradient is, where it is known.
@@ -49,6 +68,7 @@ class StepResult:
     zero: tuple[str, ...] = ()
     accumulated: dict[str, Tensor] | None = None
     skipped: bool = False
+    perturbed: PerturbedLosses | None = None
 
     @property
     def update_losses(self) -> dict[str, Tensor]:

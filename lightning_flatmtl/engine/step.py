@@ -41,7 +41,7 @@ from lightning_flatmtl.engine.passes.base import Passes
 from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.engine.processes.failure import Failure
 from lightning_flatmtl.engine.processes.single import SingleProcess
-from lightning_flatmtl.engine.result import StepResult
+from lightning_flatmtl.engine.result import PerturbedLosses, StepResult
 from lightning_flatmtl.engine.sharpness import Sharpness
 
 __all__ = ["MultiTaskStep", "StepResult"]
@@ -166,13 +166,20 @@ class MultiTaskStep:
             self.partition.refuse_compiled()
             if place == ALONE:
                 return self._update(losses, setting, passes, aggregation, sharpness, penalty)
+            perturbed = None
             if agreed.shares:
-                self._accumulate(losses, setting, agreed.samples, passes, sharpness, penalty)
+                samples = agreed.samples
+                perturbed = self._accumulate(losses, setting, samples, passes, sharpness, penalty)
             if not place.last:
-                return StepResult(None, losses, penalty=None if penalty is None else penalty.value)
+                value = None if penalty is None else penalty.value
+                return StepResult(None, losses, penalty=value, perturbed=perturbed)
             result = self._update_of_all(setting, passes, aggregation, sharpness, penalty)
             return replace(
-                result, losses=losses, accumulated=result.losses, skipped=not agreed.shares
+                result,
+                losses=losses,
+                accumulated=result.losses,
+                skipped=not agreed.shares,
+                perturbed=perturbed,
             )
         except ScaledOverflowError as overflow:
             return to_be_skipped(losses, setting, passes.features, str(overflow))
@@ -216,7 +223,7 @@ class MultiTaskStep:
         passes: Passes,
         sharpness: Sharpness | None,
         penalty: Penalty | None,
-    ) -> None:
+    ) -> PerturbedLosses | None:
         """Lines 1 to 6 on a batch that others make an update with."""
         blocks = blocks_for(setting, passes, sharpness)
         try:
@@ -229,9 +236,10 @@ class MultiTaskStep:
             self._accumulated.overflow = str(overflow)
             for task, loss in losses.items():
                 losses[task] = loss.detach()
-            return
+            return None
         moved = None if second is clean else second
         self._accumulated.add(blocks, losses, samples, clean, moved)
+        return _perturbed(losses, blocks, clean, second)
 
     def _update_of_all(
         self,
@@ -369,6 +377,7 @@ def lines_7_to_10(
     for i, (part, rows) in enumerate(parts if blocks.shared.params else ()):
         aggregate_onto(direction, part, rows, aggregation, blocks, empty=i == 0)
 
+    perturbed = _perturbed(losses, blocks, clean, second)
     # Line 10: hand the gradients of the shared parameters and of the heads to the optimizer.
     if blocks.processes.size > 1:
         losses = means_of(losses, blocks.tasks, measures.losses)
@@ -383,7 +392,16 @@ def lines_7_to_10(
         dead=measures.dead,
         untouched=untouched,
         zero=measures.zero(blocks.tasks),
+        perturbed=perturbed,
     )
+
+
+def _perturbed(
+    losses: Mapping[str, Tensor], blocks: Blocks, clean: Gradients, second: Gradients
+) -> PerturbedLosses | None:
+    if second is clean:
+        return None
+    return PerturbedLosses(dict(losses), second.at_shared, second.at_heads, blocks.shares)
 
 
 def _with_penalty(result: StepResult, penalty: Penalty) -> StepResult:

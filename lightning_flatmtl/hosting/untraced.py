@@ -85,7 +85,8 @@ class Look:
         wind_back: Callable[[], None],
         size: float = 1.0,
     ) -> None:
-        self._module, self._inputs, self._wind_back = module, inputs, wind_back
+        self.module = module
+        self._inputs, self._wind_back = inputs, wind_back
         self._size = size
         self._passes: Passes | None = None
         self.counts: dict[str, float] = {}
@@ -98,7 +99,7 @@ class Look:
         """
         self._wind_back()
         (batch, batch_idx), _ = self._inputs.take()
-        passes = _passes_of(self._module, batch, batch_idx, self._size)
+        passes = _passes_of(self.module, batch, batch_idx, self._size)
         passes.begin_at(self._wind_back)
         passes.keep_start()
         with self._running():
@@ -120,8 +121,8 @@ class Look:
 
     @contextmanager
     def _running(self) -> Iterator[None]:
-        precision = self._module.trainer.precision_plugin
-        with precision.forward_context(), frozen_parameters_unmoved(self._module):
+        precision = self.module.trainer.precision_plugin
+        with precision.forward_context(), frozen_parameters_unmoved(self.module):
             yield
 
 

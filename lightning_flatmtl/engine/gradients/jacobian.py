@@ -1,7 +1,7 @@
 """The task Jacobian: one row of shared gradients per task, and the gradients of the heads."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -24,12 +24,17 @@ class Gradients:
         sums: The sums of these rows over all processes.
         heads: For each task the gradient with respect to its own head, a vector.
         reached: For each shared parameter whether any of the losses reaches it.
+        at_shared: The losses of this process, detached, that the shared rows are gradients of,
+            where they have been computed once more.
+        at_heads: The same of the heads' gradients, where those are others.
     """
 
     shared: Tensor
     sums: RowSums
     heads: dict[str, Tensor]
     reached: list[bool]
+    at_shared: Mapping[str, Tensor] = field(default_factory=dict)
+    at_heads: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks, here: bool = False) -> Gradients:

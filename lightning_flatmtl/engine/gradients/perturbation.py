@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -80,6 +79,8 @@ def _joint(second: "_Second", perturbed: "_Perturbed", blocks: Blocks, passes: P
                 of_shared, of_head = blocks.differentiate(task, again, [blocks.shared, head])
                 second.heads[task] = head.flatten(of_head)
                 second.write(i, of_shared)
+                if source == task:
+                    second.at_shared[task] = again.detach()
         second.send(i, source is not None)
 
 
@@ -94,12 +95,16 @@ def _separate(second: "_Second", perturbed: "_Perturbed", blocks: Blocks, passes
                 if source == task:
                     (of_head,) = blocks.differentiate(task, again, [head])
                     second.heads[task] = head.flatten(of_head)
+                    second.at_heads[task] = again.detach()
     for i, task in enumerate(blocks.tasks if second.exchanges else ()):
         source = blocks.source(task)
         with perturbed.shared(i, second.row(i)):
             if source is not None:
-                (of_shared,) = blocks.differentiate(task, passes.again(source), [blocks.shared])
+                again = passes.again(source)
+                (of_shared,) = blocks.differentiate(task, again, [blocks.shared])
                 second.write(i, of_shared)
+                if source == task:
+                    second.at_shared[task] = again.detach()
         second.send(i, source is not None)
 
 
@@ -164,6 +169,8 @@ class _Second:
         here: bool,
     ) -> None:
         self.heads = dict(clean.heads)
+        self.at_shared: dict[str, Tensor] = {}
+        self.at_heads: dict[str, Tensor] = {}
         self._clean = clean
         self._shared = blocks.shared
         self._split = sharpness.splits
@@ -208,6 +215,8 @@ class _Second:
             self.send(i, written=False)
 
     def gradients(self) -> Gradients:
-        if not self._moves:
-            return replace(self._clean, heads=self.heads)
-        return Gradients(self._rows, self._sums, self.heads, self._clean.reached)
+        rows, sums = self._clean.shared, self._clean.sums
+        if self._moves:
+            rows, sums = self._rows, self._sums
+        reached = self._clean.reached
+        return Gradients(rows, sums, self.heads, reached, self.at_shared, self.at_heads)
