@@ -52,7 +52,7 @@ def draw_conflict(epochs: Sequence[Mapping[str, float]], path: Path) -> None:
     cosines.set(title=f"Cosines{band}", xlabel="epoch", ylabel="mean cosine of pairs")
     cosines.axhline(0.0, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
     for axes in (rates, cosines):
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.25)
     handles, labels = rates.get_legend_handles_labels()
     if len(handles) > 1:
