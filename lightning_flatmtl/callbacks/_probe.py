@@ -22,6 +22,7 @@ from lightning_flatmtl.engine.parameters.blocks import unscaled
 from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.engine.processes.failure import Failure
+from lightning_flatmtl.hosting.batches import batch_size
 from lightning_flatmtl.hosting.trainer import loss_scale
 from lightning_flatmtl.hosting.untraced import Look, looking_at
 
@@ -114,7 +115,8 @@ class Probe:
     def __call__(self, batch: Any, batch_idx: int) -> dict[str, Found]:
         """Look at a batch; a task that no process has a sample of is not there."""
         processes, failure = self._processes, Failure(self._processes, self._module)
-        with looking_at(self._module, batch, batch_idx) as look:
+        size = float(batch_size(batch))  # where the module does not tell its own
+        with looking_at(self._module, batch, batch_idx, size=size) as look:
             scale = loss_scale(self._module.trainer, self._module)
             clean: dict[str, Tensor] = {}
             with failure.kept():

@@ -12,6 +12,7 @@ from lightning_flatmtl.callbacks._conflict import between, within
 from lightning_flatmtl.callbacks._conflict_picture import draw_conflict
 from lightning_flatmtl.callbacks._pictures import checked_path, need_matplotlib
 from lightning_flatmtl.callbacks._records import Records
+from lightning_flatmtl.callbacks._turns import Means, Turns
 from lightning_flatmtl.engine import MultiTaskStep, StepResult
 from lightning_flatmtl.hosting.automatic import host_of
 from lightning_flatmtl.hosting.host import Host
@@ -86,12 +87,10 @@ class GradientConflict(Callback):
         csv: str | Path | None = None,
         png: str | Path | None = None,
     ) -> None:
-        n = every_n_steps
-        if n is not None and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
-            raise ValueError(f"`every_n_steps` must be an integer >= 1 or None, got {n!r}.")
+        self._turns = Turns(every_n_steps)
         if not isinstance(pairs, bool):
             raise ValueError(f"`pairs` must be True or False, got {pairs!r}.")
-        self.every_n_steps = n
+        self.every_n_steps = every_n_steps
         self.pairs = pairs
         self._csv = checked_path("csv", csv, ".csv")
         self._png = checked_path("png", png, ".png")
@@ -100,10 +99,9 @@ class GradientConflict(Callback):
         self._forget()
 
     def _forget(self) -> None:
-        self._due = False
+        self._turns.forget()
         self._resumed = False
-        self._seen = 0
-        self._sums: dict[str, list[float]] = {}
+        self._means = Means()
         self._epochs: list[dict[str, float]] = []
         self._records: Records | None = None
         self._onlooker: Onlooker | None = None
@@ -136,22 +134,15 @@ class GradientConflict(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._due = self._due or batch_idx == 0 or self._is_turn(trainer)
-        self._seen += 1
-        if self._due and not _hides_gradients(trainer):
+        self._turns.begin_batch(trainer, batch_idx)
+        if self._turns.due and not _hides_gradients(trainer):
             self._watch(pl_module, True)
-
-    def _is_turn(self, trainer: Trainer) -> bool:
-        if self.every_n_steps is None:
-            logs: bool = trainer._logger_connector.should_update_logs
-            return logs
-        return self._seen % self.every_n_steps == 0
 
     @override
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self._due:
+        if not self._turns.due:
             return
         self._watch(pl_module, False)
         host = self._host(pl_module)
@@ -159,20 +150,18 @@ class GradientConflict(Callback):
         if not isinstance(result, StepResult) or result.gram is None:
             self._tell(getattr(host, "engine", None))
             return  # the update comes with a later batch, or never
-        self._due = False
+        self._turns.due = False
         figures = _figures(result)
         for name, value in figures.items():
             if self.pairs or "/cosine/" not in name:
                 pl_module.log(name, value, on_step=True, on_epoch=False, batch_size=1)
-            total = self._sums.setdefault(name, [0.0, 0.0])
-            total[0], total[1] = total[0] + value, total[1] + 1
+        self._means.add(figures)
         if self._records is not None:
             self._records.add(trainer.current_epoch, trainer.global_step, figures)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        means = {name: total / count for name, (total, count) in self._sums.items()}
-        self._sums = {}
+        means = self._means.take()
         if not means:
             return
         epoch = _of_epoch(means)
@@ -234,13 +223,15 @@ class GradientConflict(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"seen": self._seen, "due": self._due, "sums": self._sums, "epochs": self._epochs}
+        own = {"sums": self._means.sums, "epochs": self._epochs}
+        return {**self._turns.state_dict(), **own}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._resumed = True
-        self._seen, self._due = int(state_dict["seen"]), bool(state_dict["due"])
-        self._sums = {name: list(total) for name, total in state_dict["sums"].items()}
+        self._turns.load_state_dict(state_dict)
+        self._means = Means()
+        self._means.merge(state_dict["sums"])
         self._epochs = [dict(epoch) for epoch in state_dict["epochs"]]
 
 

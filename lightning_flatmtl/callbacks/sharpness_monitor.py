@@ -156,7 +156,7 @@ class SharpnessMonitor(Callback):
         for name, whole, least in (("iterations", iterations, 1), ("seed", seed, 0)):
             if not isinstance(whole, int) or isinstance(whole, bool) or whole < least:
                 raise ValueError(f"`{name}` must be an integer >= {least}, got {whole!r}.")
-        self.on, self.own = on, own
+        self.every_n_steps, self.on, self.own = every_n_steps, on, own
         self.ascent = Ascent(rho, adaptive)
         self.power = PowerIteration(iterations, tolerance, seed) if top_eigenvalue else None
         self._csv = checked_path("csv", csv, ".csv")
@@ -180,7 +180,7 @@ class SharpnessMonitor(Callback):
     @override
     def state_key(self) -> str:
         return self._generate_state_key(
-            every_n_steps=self._turns.every_n_steps, on=self.on, csv=str(self._csv)
+            every_n_steps=self.every_n_steps, on=self.on, csv=str(self._csv)
         )
 
     @override
@@ -267,7 +267,7 @@ class SharpnessMonitor(Callback):
     ) -> None:
         if self.on != "val" or trainer.sanity_checking:
             return
-        if batch_idx % (self._turns.every_n_steps or 1):
+        if batch_idx % (self.every_n_steps or 1):
             return
         # Each process by itself: they may have different numbers of batches.
         found = Probe(pl_module, SingleProcess(), self.ascent, self.power)(batch, batch_idx)
