@@ -1,7 +1,7 @@
 """What one evaluation shows of the classifications among the tasks, in all processes."""
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -21,6 +21,22 @@ _HOW = (
     '`validation_step` (and `test_step`) must return {"logits": {task: logits}, "targets": {task: '
     "labels}}"
 )
+
+
+Key = tuple[int, str]
+"""A data loader and a task."""
+
+Classes = tuple[Kind, int]
+"""What classification a task is, and the number of its classes."""
+
+
+class _Seen(NamedTuple):
+    """What a process has seen of a task on a data loader."""
+
+    classes: Classes
+    probabilities: bool
+    """Whether every sample had a distribution in the place of logits."""
+    samples: int
 
 
 class Watch:
@@ -47,7 +63,7 @@ class Watch:
         """The data loader of the batch at hand."""
         self.last_loader = 0
         """The last one that any process has drawn from."""
-        self.sums: dict[tuple[int, str], Sums] = {}
+        self.sums: dict[Key, Sums] = {}
         """By data loader and task."""
 
     def see(self, task: str, logits: Any, target: Any) -> None:
@@ -91,8 +107,7 @@ class Watch:
         if key not in self.sums:
             self.sums[key] = Sums(batch.kind, batch.classes, self._n_bins, self._device)
         known = self.sums[key]
-        if (known.kind, known.classes) != (batch.kind, batch.classes):
-            raise MisconfigurationException(_changed(task, known, batch.kind, batch.classes))
+        _refuse_other(task, (known.kind, known.classes), (batch.kind, batch.classes))
         known.update(batch)
 
     def _known(self, task: str) -> tuple[Kind | Literal["other"] | None, int | None]:
@@ -108,37 +123,32 @@ class Watch:
         Raises:
             MisconfigurationException: If any of them has seen what is not to be.
         """
-        mine = {key: (s.kind, s.classes, s.probabilities, s.count) for key, s in self.sums.items()}
+        mine = {
+            key: _Seen((of.kind, of.classes), of.probabilities, of.count)
+            for key, of in self.sums.items()
+        }
         answers = everyones(trainer, (self.loader, self._faults, self._names, self._left_out, mine))
-        self.last_loader = max(loader for loader, *_ in answers)
-        faults = [fault for _, found, *_ in answers for fault in found]
-        if faults:
-            raise MisconfigurationException(faults[0])
-        self._names = list(dict.fromkeys(name for *_, names, _, _ in answers for name in names))
-        self._left_out = set().union(*(left_out for *_, left_out, _ in answers))
-        found: dict[tuple[int, str], tuple[Kind, int]] = {}
-        logits: set[str] = set()
-        counts: dict[str, int] = {}
-        for *_, of_process in answers:
-            for (loader, task), (kind, classes, probabilities, count) in of_process.items():
-                known = found.setdefault((loader, task), (kind, classes))
-                if known != (kind, classes):
-                    raise MisconfigurationException(
-                        _changed(task, Sums(*known, 1, self._device), kind, classes)
-                    )
-                counts[task] = counts.get(task, 0) + count
-                if count and not probabilities:
-                    logits.add(task)
-        kept = {k: v for k, v in sorted(found.items()) if k[1] not in self._left_out}
-        for task in (task for _, task in kept if counts[task] and task not in logits):
-            if kept[next(k for k in kept if k[1] == task)][0] == "multiclass":
-                raise MisconfigurationException(_probabilities(task))
+        loaders, faults, names, left_out, seen = zip(*answers, strict=True)
+        for told in (fault for of_process in faults for fault in of_process):
+            raise MisconfigurationException(told)
+        self.last_loader = max(loaders)
+        self._names = list(dict.fromkeys(name for of_process in names for name in of_process))
+        self._left_out = set().union(*left_out)
+        found = _of_all(seen)
+        for task in {task: None for _, task in found if task not in self._left_out}:
+            _refuse_probabilities(task, [s for (_, name), s in found.items() if name == task])
+        # In the same order in all processes, and those too that this one has nothing of.
         self.sums = {
-            key: self.sums.get(key) or Sums(*known, self._n_bins, self._device)
-            for key, known in kept.items()
+            key: self.sums.get(key) or Sums(*of.classes, self._n_bins, self._device)
+            for key, of in sorted(found.items(), key=self._place)
+            if key[1] not in self._left_out and of.samples
         }
         add_up(trainer, [metric for of_task in self.sums.values() for metric in of_task.metrics])
-        self.sums = {key: of_task for key, of_task in self.sums.items() if of_task.count}
+
+    def _place(self, item: tuple[Key, Any]) -> tuple[int, int]:
+        """Where a task on a data loader stands among the others: in the order of the tasks."""
+        (loader, task), _ = item
+        return loader, self._names.index(task)
 
     def refuse_nothing(self) -> None:
         """After a whole evaluation: refuse that there is nothing to be said.
@@ -190,17 +200,37 @@ def _no_classification(task: str, logits: Any, target: Any) -> str:
     )
 
 
-def _changed(task: str, known: Sums, kind: str, classes: int) -> str:
-    return (
-        f"Calibration expects task '{task}' to have the same classes in every batch, got {kind} "
-        f"logits of {classes} classes after {known.kind} ones of {known.classes}. Say which it is: "
-        f'`tasks={{"{task}": "multiclass"}}`, or leave the task out of `tasks`.'
+def _of_all(processes: Sequence[Mapping[Key, _Seen]]) -> dict[Key, _Seen]:
+    """What all processes together have seen."""
+    found: dict[Key, _Seen] = {}
+    for of_process in processes:
+        for key, seen in of_process.items():
+            known = found.get(key, _Seen(seen.classes, True, 0))
+            _refuse_other(key[1], known.classes, seen.classes)
+            probabilities = known.probabilities and (seen.probabilities or not seen.samples)
+            found[key] = _Seen(seen.classes, probabilities, known.samples + seen.samples)
+    return found
+
+
+def _refuse_other(task: str, known: Classes, found: Classes) -> None:
+    if known == found:
+        return
+    raise MisconfigurationException(
+        f"Calibration expects task '{task}' to have the same classes in every batch, got "
+        f"{found[0]} logits of {found[1]} classes after {known[0]} ones of {known[1]}. Say which "
+        f'it is: `tasks={{"{task}": "multiclass"}}`, or leave the task out of `tasks`.'
     )
 
 
-def _probabilities(task: str) -> str:
-    return (
-        f"Calibration expects logits, got probabilities from task '{task}': every prediction is "
-        "non-negative and sums to 1. Predict what the softmax takes, or the logarithm of the "
-        "probabilities, or leave the task out of `tasks`."
-    )
+def _refuse_probabilities(task: str, seen: Sequence[_Seen]) -> None:
+    kinds = {of.classes[0] for of in seen}
+    if (
+        kinds == {"multiclass"}
+        and all(of.probabilities for of in seen)
+        and any(of.samples for of in seen)
+    ):
+        raise MisconfigurationException(
+            f"Calibration expects logits, got probabilities from task '{task}': every prediction "
+            "is non-negative and sums to 1. Predict what the softmax takes, or the logarithm of "
+            "the probabilities, or leave the task out of `tasks`."
+        )

@@ -637,17 +637,22 @@ def test_it_draws_pictures(ood, tmp_path) -> None:
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def test_many_tasks_fit_on_a_picture(tmp_path) -> None:
+def test_of_many_tasks_the_worst_are_drawn(monkeypatch, tmp_path) -> None:
     pytest.importorskip("matplotlib")
+    from lightning_flatmtl.callbacks import _calibration_picture as picture
+
+    drawn = []
+    monkeypatch.setattr(picture, "_draw_task", lambda finding, part: drawn.append(finding))
     g = torch.Generator().manual_seed(0)
     names = [f"t{i}" for i in range(14)]
     sets = {name: torch.randint(0, 2, (20,), generator=g) for name in names}
     loader = DataLoader(Pairs(torch.randn(20, SIZE, generator=g), sets), batch_size=10)
     tasks = [Task(name, nn.Linear(SIZE, 2), nn.CrossEntropyLoss()) for name in names]
-    net = MultiTaskModule(nn.Identity(), tasks, sgd)
-    looks = Calibration(png=tmp_path / "c.png", stages="val")
-    trainer([looks]).validate(net, loader, verbose=False)
-    assert (tmp_path / "c.png").exists()
+    made = trainer([Calibration(png=tmp_path / "c.png", stages="val")])
+    made.validate(MultiTaskModule(nn.Identity(), tasks, sgd), loader, verbose=False)
+    errors = {task: figures["ece"] for task, figures in logged(made).items()}
+    worst = sorted(errors, key=lambda task: -errors[task])[:12]
+    assert [finding.task for finding in drawn] == [name for name in names if name in worst]
 
 
 def test_a_broken_fit_has_its_picture_too(tmp_path) -> None:
@@ -715,6 +720,20 @@ def test_labels_of_no_class_are_refused(host) -> None:
         net.task_metrics = TaskMetrics([])
     with pytest.raises(MisconfigurationException, match=message):
         fit(net, [Calibration()], data(), loader, num_sanity_val_steps=-1)
+
+
+def test_other_classes_in_a_later_batch_are_refused() -> None:
+    class Grows(Existing):
+        def labelled(self, batch):
+            found = super().labelled(batch)
+            if len(batch[0]) < 8:
+                found["logits"]["kind"] = found["logits"]["kind"][:, :2]
+                found["targets"]["kind"] = found["targets"]["kind"].clamp(max=1)
+            return found
+
+    message = "task 'kind' to have the same classes in every batch, got multiclass logits of 2"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(Grows(), [Calibration()], data(), data(20, 1), num_sanity_val_steps=-1)
 
 
 @hosts
