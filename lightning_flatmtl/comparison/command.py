@@ -145,6 +145,7 @@ def _run(comparison: Comparison, workers: int, launcher: str) -> int:
         )
         return 130
     sys.stdout.write(f"\n{results.markdown}\nWritten to {comparison.output}/\n")
+    sys.stdout.writelines(f"{remark}\n" for remark in results.remarks)
     return 1 if any(job.state is State.FAILED for job in comparison.chosen) else 0
 
 

@@ -9,6 +9,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_flatmtl import __version__
 from lightning_flatmtl.comparison.display import Display, make_display
+from lightning_flatmtl.comparison.figures import write_figures
 from lightning_flatmtl.comparison.files import write_whole
 from lightning_flatmtl.comparison.folder import RunFolder
 from lightning_flatmtl.comparison.jobs import Job, State
@@ -152,6 +153,9 @@ class Comparison:
         write_whole(self.output / "table.md", results.markdown)
         write_whole(self.output / "table.tex", latex(summary))
         write_whole(self.output / "summary.json", json.dumps(content, indent=1))
+        results.remarks = write_figures(
+            self.output / "figures", summary, list(settings.methods), _curves(self.jobs)
+        )
         return results
 
 
@@ -171,4 +175,13 @@ def _said(jobs: Sequence[Job]) -> dict[str, bool]:
     found: dict[str, bool] = {}
     for job in jobs:
         found |= (job.folder.result or {}).get("higher_is_better", {})
+    return found
+
+
+def _curves(jobs: Sequence[Job]) -> dict[str, list[Path]]:
+    """The curves of what is done, by method; those of one task alone are no curves of a method."""
+    found: dict[str, list[Path]] = {}
+    for job in jobs:
+        if job.state is State.DONE and not job.run.task:
+            found.setdefault(job.run.method, []).append(job.folder.curves)
     return found

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 
 from lightning_flatmtl.hosting.names import nearest
 
-__all__ = ["is_loss", "is_share", "label", "named", "task_of", "without_task"]
+__all__ = ["is_loss", "is_share", "label", "named", "task_of", "validation_loss", "without_task"]
 
 _SHARE = re.compile(r"(acc(uracy)?|f1(_?score)?|auroc|auc|m?iou|precision|recall|dice|error_rate)$")
 
@@ -57,6 +57,12 @@ def is_loss(name: str) -> bool:
 def is_share(name: str) -> bool:
     """Whether it is a share of one, which people read in percent."""
     return _SHARE.search(name.lower()) is not None
+
+
+def validation_loss(logged: Iterable[str]) -> str | None:
+    """The name of the validation loss, which may be written in many ways."""
+    names = [n for n in logged if n.startswith("val") and n.removesuffix("_epoch").endswith("loss")]
+    return min(names, key=len, default=None)
 
 
 def label(name: str) -> str:

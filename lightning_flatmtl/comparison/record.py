@@ -18,6 +18,7 @@ from lightning_flatmtl.comparison.cost import Cost
 from lightning_flatmtl.comparison.curves import TRAIN_LOSS, Curves
 from lightning_flatmtl.comparison.directions import noted_directions
 from lightning_flatmtl.comparison.folder import RunFolder
+from lightning_flatmtl.comparison.metric_names import validation_loss
 from lightning_flatmtl.comparison.selection import Selection
 from lightning_flatmtl.hosting.callback import MethodCallback
 from lightning_flatmtl.hosting.host import Host
@@ -191,7 +192,7 @@ class RunRecord(Callback):
         self._told = time.monotonic()
         if not trainer.is_global_zero:
             return
-        monitor = self.selection.monitor or _validation_loss(trainer.callback_metrics)
+        monitor = self.selection.monitor or validation_loss(trainer.callback_metrics)
         value = trainer.callback_metrics.get(monitor or "")
         self.folder.progress = {
             "epoch": trainer.current_epoch if epochs is None else epochs,
@@ -243,12 +244,6 @@ def _test(
         verbose=False,
     )
     return {name: value for loader in found for name, value in loader.items()}
-
-
-def _validation_loss(logged: Mapping[str, Any]) -> str | None:
-    """The name of the validation loss, which may be written in many ways."""
-    names = [n for n in logged if n.startswith("val") and n.removesuffix("_epoch").endswith("loss")]
-    return min(names, key=len, default=None)
 
 
 def _device(trainer: Trainer) -> str:

@@ -36,12 +36,20 @@ class Results(Sequence[Row]):
         rows: The rows.
         markdown: The table of means that was written to ``table.md``.
         summary: What was written to ``summary.json``.
+        remarks: Why figures are missing, if some are.
     """
 
-    def __init__(self, rows: Sequence[Row], markdown: str = "", summary: Row | None = None) -> None:
+    def __init__(
+        self,
+        rows: Sequence[Row],
+        markdown: str = "",
+        summary: Row | None = None,
+        remarks: Sequence[str] = (),
+    ) -> None:
         self._rows = list(rows)
         self.markdown = markdown
         self.summary = summary or {}
+        self.remarks = tuple(remarks)
 
     @overload
     def __getitem__(self, index: int) -> Row: ...

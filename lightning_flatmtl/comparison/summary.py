@@ -39,7 +39,7 @@ class Figure:
     @property
     def mean(self) -> float:
         """Mean over the seeds."""
-        return statistics.fmean(self.by_seed.values())
+        return _mean(list(self.by_seed.values()))
 
     @property
     def std(self) -> float | None:
@@ -208,6 +208,12 @@ def summarize(
 Values = dict[str, dict[str, BySeed]]
 
 
+def _mean(values: Sequence[float]) -> float:
+    """The mean; NaN, and no error, of infinities of both signs."""
+    finite = all(map(math.isfinite, values))
+    return statistics.fmean(values) if finite else sum(values) / len(values)
+
+
 def _values(rows: Sequence[Row], names: Sequence[str], tasks: Sequence[str]) -> Values:
     """Values by method, metric and seed; a single-task run speaks for its own task alone."""
     found: Values = {}
@@ -267,7 +273,7 @@ def _averages(values: Values, names: Sequence[str], tasks: Sequence[str]) -> Val
             seeds = set.intersection(*(set(by_metric.get(name, {})) for name in members))
             if seeds:
                 found.setdefault(method, {})[f"average/{group}"] = {
-                    seed: statistics.fmean(by_metric[name][seed] for name in members)
+                    seed: _mean([by_metric[name][seed] for name in members])
                     for seed in sorted(seeds)
                 }
     return found
