@@ -15,7 +15,12 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_flatmtl import TaskSAM
 from lightning_flatmtl.aggregators import CAGrad
-from lightning_flatmtl.callbacks import LossLandscape, NoiseRobustness
+from lightning_flatmtl.callbacks import (
+    Calibration,
+    GradientConflict,
+    LossLandscape,
+    NoiseRobustness,
+)
 from lightning_flatmtl.takeover import second_pass
 from tests.callbacks.surroundings import MEASURED, Ordinary, measured, ordinary
 from tests.helpers import assert_identical, data, encoder, fit, trainer
@@ -263,3 +268,66 @@ def test_several_data_sets_in_one_batch_are_looked_at(tmp_path) -> None:
         value = logged[f"val/{task}/loss"].item()
         assert logged[f"noise/{task}/loss/radius_0"].item() == pytest.approx(value, rel=1e-6)
         assert logged[f"landscape/{task}/loss"].item() == pytest.approx(value, rel=1e-6)
+
+
+@pytest.mark.parametrize("look", ["noise", "landscape"])
+@pytest.mark.parametrize("host", MEASURED)
+def test_nothing_but_the_parameters_differs_between_points(host, look, tmp_path) -> None:
+    class Spoils:
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            x, targets = batch
+            outputs = super().validation_step(batch, batch_idx)
+            x.mul_(1.5)
+            targets["b"] = targets.pop("b") + 1.0
+            return outputs
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            outputs = super().training_step(batch, batch_idx)
+            batch[0].mul_(1.5)
+            return outputs
+
+    kinds = {"module": (type(measured()), measured), "taken over": (Ordinary, ordinary)}
+    kind, make = kinds[host]
+    net = make(trunk=trunk(), kind=type("Both", (Spoils, kind), {})).requires_grad_(False)
+    net.still = nn.Parameter(torch.zeros(3, 2))  # a filter without a length does not move
+    settings = {"batches": 2, "csv": tmp_path / "look.csv"}
+    if look == "noise":
+        callback: Any = NoiseRobustness((0.5, 2.0), 3, relative=True, **settings)
+    else:
+        callback = LossLandscape(2, 1.0, 3, **settings)
+    trainer([callback]).validate(net, loaders()[1], verbose=False)
+    found: dict[tuple[str, str], set[float]] = {}
+    for row in (tmp_path / "look.csv").read_text("utf-8").splitlines()[1:]:
+        values = row.split(",")
+        if look == "noise":
+            *_, task, metric, _, mean, std = values
+            assert float(std) < 1e-15, row
+        else:
+            *_, task, _, _, mean = values
+            metric = "loss"
+        found.setdefault((task, metric), set()).add(float(mean))
+    assert {("a", "loss"), ("b", "loss")} <= found.keys()
+    # What the mean of equal numbers may be off by.
+    assert all(max(means) - min(means) < 1e-15 for means in found.values()), found
+
+
+def test_all_diagnostics_stand_beside_each_other() -> None:
+    def made() -> list[pl.Callback]:
+        return [
+            Calibration(),
+            GradientConflict(every_n_steps=1),
+            LOOKS["noise"](every_n_epochs=1),
+            LOOKS["landscape"](every_n_epochs=1),
+        ]
+
+    together: dict[str, float] = {}
+    alone: dict[str, float] = {}
+    for callbacks, found in [(made(), together), *(([each], alone) for each in made())]:
+        net = measured()
+        val = data(n=20, seed=1)
+        logged = fit(net, [CAGrad(), *callbacks], val=val, max_epochs=2).callback_metrics
+        found.update({name: value.item() for name, value in logged.items()})
+    assert together == alone
+    assert {name.partition("/")[0] for name in alone} == {
+        *("calibration", "conflict", "noise", "landscape", "train", "val")
+    }
