@@ -82,7 +82,8 @@ class Survey(Callback, ABC, Generic[Findings]):
     @property
     @override
     def state_key(self) -> str:
-        return self._generate_state_key(csv=str(self._csv), png=str(self._png))
+        settings = {name: value for name, value in vars(self).items() if name[0] != "_"}
+        return self._generate_state_key(**settings, csv=str(self._csv), png=str(self._png))
 
     # What is looked at: for the callbacks to say.
 

@@ -60,11 +60,8 @@ class Means:
 
     def numbers(self) -> dict[str, tuple[float, float]]:
         """Sums and samples as numbers."""
-        if not self.sums:
-            return {}
-        sums = torch.stack([summed for summed, _ in self.sums.values()]).tolist()
-        samples = (total for _, total in self.sums.values())
-        return dict(zip(self.sums, zip(sums, samples, strict=True), strict=True))
+        # One by one: what was logged as a number of Python's lies on the CPU.
+        return {name: (summed.item(), total) for name, (summed, total) in self.sums.items()}
 
 
 class LogRecorder:

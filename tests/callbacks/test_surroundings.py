@@ -331,3 +331,39 @@ def test_all_diagnostics_stand_beside_each_other() -> None:
     assert {name.partition("/")[0] for name in alone} == {
         *("calibration", "conflict", "noise", "landscape", "train", "val")
     }
+
+
+@pytest.mark.parametrize("look", list(LOOKS)[:3])
+@pytest.mark.parametrize("host", MEASURED)
+def test_batches_that_are_kept_are_as_one_evaluation_leaves_them(host, look) -> None:
+    class Spoils:
+        def validation_step(self, batch: Any, batch_idx: int) -> Any:
+            batch[0].mul_(1.5)
+            return super().validation_step(batch, batch_idx)
+
+    kinds = {"module": (type(measured()), measured), "taken over": (Ordinary, ordinary)}
+    kind, make = kinds[host]
+    kept = []
+    for callbacks in ([], [LOOKS[look]()]):
+        batches = list(data(n=16))
+        net = make(kind=type("Both", (Spoils, kind), {}))
+        trainer(callbacks).validate(net, Resumable(batches), verbose=False)
+        kept.append(torch.cat([x for x, _ in batches]))
+    assert torch.equal(*kept)
+
+
+def test_several_of_a_kind_go_together(tmp_path) -> None:
+    def callbacks() -> list[pl.Callback]:
+        relative = NoiseRobustness((0.5, 2.0), 2, relative=True)
+        return [LOOKS["noise"](), relative, LOOKS["landscape"](), LossLandscape(2, 1.0, 3)]
+
+    made = fit(measured(), callbacks(), val=data(n=8), max_epochs=2)
+    made.save_checkpoint(tmp_path / "half.ckpt")
+    made = fit(
+        measured(),
+        callbacks(),
+        val=data(n=8),
+        max_epochs=3,
+        ckpt_path=tmp_path / "half.ckpt",
+    )
+    assert {"noise/a/loss/radius_2", "noise/a/loss/relative_2"} <= made.callback_metrics.keys()
