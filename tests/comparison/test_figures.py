@@ -261,6 +261,15 @@ def test_a_method_that_is_far_off_does_not_squeeze_the_others(matplotlib) -> Non
     assert figure.axes[0].get_ylim()[0] > mean
 
 
+@pytest.mark.parametrize("value", [0.6, 5.0])
+def test_a_method_that_is_near_or_better_is_drawn(matplotlib, value) -> None:
+    from lightning_flatmtl.comparison.figures import trade_off
+
+    summary = summed(ARMS, (0, 1), value=lambda m, s: value if m == "F-LS" else 0.7)
+    figure = trade_off.draw_trade_off(summary, trade_off.gain_column(summary), styles_of(ARMS))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(ARMS)
+
+
 @pytest.mark.parametrize("methods", [ARMS[:2], tuple("ABCDEFGHIJ")])
 def test_curves_are_means_over_the_seeds(matplotlib, tmp_path, methods) -> None:
     from lightning_flatmtl.comparison.figures.curves import draw_curves

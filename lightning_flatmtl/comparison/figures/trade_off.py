@@ -14,9 +14,12 @@ from lightning_flatmtl.comparison.summary import COST, DELTA_M, Column, Figure, 
 
 __all__ = ["draw_trade_off", "gain_column"]
 
-_FAR = 5.0
-"""So many interquartile ranges beside the quartiles a method is off the axis, not to squeeze the
-others into a line."""
+_FENCE = 1.5
+"""So many interquartile ranges beside the quartiles, on the bad side, a method may be off the axis.
+"""
+
+_SQUEEZED = 1 / 3
+"""It is so where it would leave the others less than this share of the axis."""
 
 Points = dict[str, tuple[Figure, Figure]]
 """Cost and gain by method."""
@@ -36,7 +39,8 @@ def draw_trade_off(summary: Summary, column: Column, styles: Mapping[str, Style]
         return None
     figure = canvas(7.6, max(4.2, 0.6 + 0.21 * min(len(points), 30)))
     axes = figure.subplots()
-    low, high = _limits([gain.mean * column.scale for _, gain in points.values()])
+    means = [gain.mean * column.scale for _, gain in points.values()]
+    low, high = _limits(means, column.higher_is_better)
     names, several = [], False
     for method, (cost, gain) in points.items():
         mean = gain.mean * column.scale
@@ -70,13 +74,19 @@ def _points(summary: Summary, name: str) -> Points:
     }
 
 
-def _limits(means: Sequence[float]) -> tuple[float, float]:
-    """What is beyond them is too far from the others to be drawn with them."""
-    if len(means) < 5:
-        return -math.inf, math.inf
+def _limits(means: Sequence[float], higher_is_better: bool | None) -> tuple[float, float]:
+    """The range of what is drawn; what failed may be left out, so that the others can be seen."""
+    whole = min(means), max(means)
+    if len(means) < 5 or higher_is_better is None:
+        return whole
     first, _, third = statistics.quantiles(means, n=4, method="inclusive")
-    width = _FAR * (third - first)
-    return (first - width, third + width) if width > 0 else (-math.inf, math.inf)
+    fence = _FENCE * (third - first)
+    if higher_is_better:
+        inside = min(mean for mean in means if mean >= first - fence), whole[1]
+    else:
+        inside = whole[0], max(mean for mean in means if mean <= third + fence)
+    squeezed = inside[1] - inside[0] < _SQUEEZED * (whole[1] - whole[0])
+    return inside if squeezed else whole
 
 
 def _draw_point(axes: Any, cost: Figure, gain: Figure, scale: float, style: Style) -> None:
