@@ -86,6 +86,8 @@ class SharpnessMonitor(Callback):
     mode it is in: on training batches with the masks and the batch statistics of the step. A search
     that ends at ``iterations`` warns once; its figure is then too small.
 
+    Names do not tell training from validation batches: two monitors in one fit log under the same.
+
     A task that is absent from a batch, and a figure that is not finite, are left out. A module that
     is not a :class:`~lightning_flatmtl.MultiTaskModule` returns its ``"losses"`` from
     ``training_step``, as for an aggregator; that is what the callback runs where it runs the model,
@@ -103,7 +105,8 @@ class SharpnessMonitor(Callback):
         on: The batches: ``"train"`` or ``"val"``.
         rho: Radius of the callback's own perturbation, in ``(0, inf)``.
         adaptive: Whether that is adaptive (ASAM).
-        own: Perturb by ``rho`` even where TaskSAM has a second pass.
+        own: Perturb by ``rho`` even where TaskSAM has a second pass. Where the callback perturbs, a
+            look costs a forward pass, and two more and a backward pass for each task.
         top_eigenvalue: Whether to log the largest eigenvalue, too. It costs a forward pass and two
             backward passes for a task, and two more for every iteration.
         iterations: How many at most, at least 1.
@@ -180,7 +183,7 @@ class SharpnessMonitor(Callback):
     @override
     def state_key(self) -> str:
         return self._generate_state_key(
-            every_n_steps=self.every_n_steps, on=self.on, csv=str(self._csv)
+            every_n_steps=self.every_n_steps, on=self.on, own=self.own, csv=str(self._csv)
         )
 
     @override
@@ -389,8 +392,12 @@ def _of_second_pass(perturbed: PerturbedLosses, processes: Processes) -> dict[st
     tasks, clean = list(perturbed.shares), perturbed.clean
     points = (perturbed.shared, perturbed.heads)
     here = [[task in losses for task in tasks] for losses in points]
-    pairs = [(losses[t], clean[t], perturbed.shares[t]) for losses in points for t in losses]
-    found = [(_wide(there) - _wide(at)) * share for there, at, share in pairs]
+    found = [
+        (_wide(losses[task]) - _wide(clean[task])) * perturbed.shares[task]
+        for losses in points
+        for task in tasks
+        if task in losses
+    ]
     rises = iter(torch.stack(found).tolist() if found else ())
     numbers = [[next(rises) if present else 0.0 for present in of_point] for of_point in here]
     summed = processes.sum_on_host(torch.tensor([numbers, here], dtype=torch.float64))

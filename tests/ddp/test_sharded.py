@@ -26,6 +26,7 @@ from lightning_flatmtl.aggregators import (
     PCGrad,
     UncertaintyWeighting,
 )
+from lightning_flatmtl.callbacks import SharpnessMonitor
 from tests.ddp.cases import case, caught
 from tests.ddp.net import Batches
 from tests.ddp.training import HOSTS, deviation
@@ -189,6 +190,28 @@ def refused(place: Place, name: str) -> Any:
     return caught(lambda: fit(place, "module", REFUSED[name][0]()))
 
 
+class Sharpnesses(pl.Callback):
+    """Keeps what a SharpnessMonitor logs."""
+
+    def __init__(self) -> None:
+        self.found: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        logged = trainer.callback_metrics.items()
+        self.found.append({k: float(v) for k, v in logged if k.startswith("sharpness/")})
+
+
+def looked_at(place: Place) -> list[dict[str, float]]:
+    keeps = Sharpnesses()
+    fit(place, "module", [*METHODS["F-CAGrad"](), SharpnessMonitor(1), keeps])
+    return keeps.found
+
+
+def looked_at_by_itself(place: Place) -> Any:
+    looks = SharpnessMonitor(1, top_eigenvalue=True)
+    return caught(lambda: fit(place, "module", [*METHODS["F-CAGrad"](), looks]))
+
+
 NAMES = [f"sharded: {host}, {name}" for host in HOSTS for name in METHODS]
 for host in HOSTS:
     for name in METHODS:
@@ -198,6 +221,8 @@ for name in REFUSED:
 case("sharded: resumed", resumed)
 case("sharded: accumulated", accumulated)
 case("sharded: whole heads", with_whole_heads, (2,))
+case("sharded: looked at", looked_at, (1, 2))
+case("sharded: looked at by itself", looked_at_by_itself, (2,))
 
 
 @pytest.mark.parametrize("size", [2, 3])
@@ -222,3 +247,18 @@ def test_every_parameter_must_be_sharded(runs: Any) -> None:
     for error in runs(2, "sharded: whole heads"):
         assert "every trainable one must be sharded" in error.words
         assert "fully_shard" in error.words
+
+
+def test_the_sharpness_of_the_second_pass_is_that_of_one_process(runs: Any) -> None:
+    (one,), (first, second) = runs(1, "sharded: looked at"), runs(2, "sharded: looked at")
+    assert first == second
+    assert len(one) == 2
+    for found, expected in zip(first, one, strict=True):
+        assert found == pytest.approx(expected, rel=1e-6)
+        assert {"sharpness/a", "sharpness/b/head"} <= found.keys()
+
+
+def test_sharded_parameters_are_not_perturbed_by_a_callback(runs: Any) -> None:
+    for error in runs(2, "sharded: looked at by itself"):
+        assert error.kind == "MisconfigurationException"
+        assert "one device or DDP, got ModelParallelStrategy" in error.words
