@@ -16,7 +16,7 @@ from lightning_flatmtl.hosting.cli_errors import in_full, refuse_briefly
 
 __all__ = ["COMMANDS"]
 
-_REFUSED = (ValueError, FileNotFoundError, ModuleNotFoundError)
+_REFUSED = (ValueError, FileNotFoundError, ModuleNotFoundError, ConnectionError)
 
 _COMPARE = """\
 Train methods over seeds from one file, and print the table of their test metrics.
@@ -111,7 +111,11 @@ def _parser(name: str, description: str) -> _Parser:
     )
     parser.add_argument("--config", required=True, help="the file of the comparison")
     parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="runs side by side (default: 1)"
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="runs side by side (default: 1); Ray decides it",
     )
     parser.add_argument(
         "--launcher",

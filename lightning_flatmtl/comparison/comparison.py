@@ -45,7 +45,8 @@ def compare(
         config: The file of the comparison, or a mapping with what it would hold.
         arguments: Further arguments of ``flatmtl fit`` for every run, such as
             ``"--trainer.max_epochs=2"``.
-        workers: How many runs side by side, at least 1.
+        workers: How many runs side by side on this machine, at least 1; Ray runs as many as it has
+            room for.
         launcher: ``"local"`` for this machine, ``"ray"`` for a Ray cluster.
         only: The methods to run; all by default. The table has all that is done.
         output: Another folder than the file's.
@@ -57,6 +58,8 @@ def compare(
         FileNotFoundError: If a file is not there.
         ValueError: If a setting is wrong, a class or metric is unknown, or the folder belongs to
             another comparison; nothing has been trained then.
+        ModuleNotFoundError: If Ray is asked for and not installed.
+        ConnectionError: If Ray is asked for and there is no cluster.
         KeyboardInterrupt: If it is interrupted; called again it goes on.
     """
     comparison = Comparison(Settings.load(config, arguments, output), only)
@@ -126,13 +129,16 @@ class Comparison:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
             raise ValueError(f"`workers` must be an integer >= 1, got {workers!r}.")
         starts = make_launcher(launcher, workers, self.settings.resources)
-        self.prepare()
-        if any(job.state is State.QUEUED for job in self.chosen):
-            rehearse(self.settings, self.plan.base, self._folder, starts)
         try:
-            work_off(self.chosen, starts, display or make_display(workers))
+            self.prepare()
+            if any(job.state is State.QUEUED for job in self.chosen):
+                rehearse(self.settings, self.plan.base, self._folder, starts)
+            try:
+                work_off(self.chosen, starts, display or make_display(workers))
+            finally:
+                results = self.write()
         finally:
-            results = self.write()
+            starts.close()
         return results
 
     def write(self) -> Results:
@@ -164,9 +170,15 @@ def make_launcher(name: LauncherName, workers: int, resources: Resources) -> Lau
 
     Raises:
         ValueError: If there is none.
+        ModuleNotFoundError: If it needs a package that is not installed.
+        ConnectionError: If there is no cluster.
     """
     if name == "local":
         return LocalLauncher(workers, resources)
+    if name == "ray":
+        from lightning_flatmtl.comparison.launchers.ray import RayLauncher  # noqa: PLC0415
+
+        return RayLauncher(resources)
     raise ValueError(f"`launcher` must be 'local' or 'ray', got {name!r}.")
 
 

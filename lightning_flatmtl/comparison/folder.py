@@ -29,6 +29,7 @@ class RunFolder:
     ``checkpoints/resume.ckpt``  the end of the latest epoch, to go on from
     ``result.json``              test metrics and cost; it is there when the run is done
     ``failure.json``             why it has failed
+    ``node.json``                which node of a Ray cluster has begun it
     ============================ ==========================================================
     """
 

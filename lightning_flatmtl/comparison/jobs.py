@@ -43,7 +43,7 @@ class Job:
 
     def look(self) -> None:
         """Find out whether the run is done, or another comparison is at it."""
-        if self.state in {State.DONE, State.FAILED, State.RUNNING}:
+        if self.state in {State.DONE, State.FAILED} or self.process is not None:
             return
         if self.folder.result is not None:
             self.state = State.DONE
@@ -51,8 +51,9 @@ class Job:
             self.state = State.ELSEWHERE if self.folder.claimed else State.QUEUED
 
     def start(self, process: Process) -> None:
-        """The run has begun."""
-        self.process, self.began, self.state = process, time.monotonic(), State.RUNNING
+        """The run was started; it may have to wait for its turn."""
+        self.process, self.began = process, time.monotonic()
+        self._follow(process)
         self.folder.failure = None
 
     def poll(self, elsewhere: int) -> bool:
@@ -63,6 +64,8 @@ class Job:
         """
         status = None if self.process is None else self.process.status()
         if status is None:
+            if self.process is not None:
+                self._follow(self.process)
             return False
         self.process = None
         self.seconds = time.monotonic() - self.began
@@ -74,18 +77,28 @@ class Job:
             self.fail(reason(self.folder.log, status))
         return True
 
+    def _follow(self, process: Process) -> None:
+        state = State.RUNNING if process.begun else State.QUEUED
+        if state is State.RUNNING and self.state is not state:
+            self.began = time.monotonic()
+        self.state = state
+
     def fail(self, error: str) -> None:
         """Note why the run has failed."""
         self.state, self.error = State.FAILED, error
         self.folder.failure = error
+
+    def cancel(self) -> None:
+        """Ask the process to end."""
+        if self.process is not None:
+            self.process.cancel()
 
     def stop(self) -> None:
         """End the process."""
         if self.process is not None:
             self.process.stop()
             self.process = None
-            if self.state is State.RUNNING:
-                self.state = State.DONE if self.folder.result is not None else State.QUEUED
+            self.state = State.DONE if self.folder.result is not None else State.QUEUED
 
     @property
     def progress(self) -> dict[str, Any]:
@@ -118,7 +131,8 @@ def seconds_left(jobs: Iterable[Job], workers: int) -> float | None:
         if job.state in {State.QUEUED, State.RUNNING}:
             like = took.get(job.run.method, every)
             left += max(sum(like) / len(like) - (job.elapsed or 0.0), 0.0)
-    return left / max(1, workers)
+    running = sum(job.state is State.RUNNING for job in jobs)
+    return left / max(1, workers, running)  # a cluster runs what it has room for
 
 
 def _promised(job: Job) -> float | None:

@@ -37,10 +37,12 @@ def work_off(jobs: Sequence[Job], launcher: Launcher, display: Display) -> None:
                 display.show(jobs)
                 time.sleep(_TICK)
         finally:
+            # The last first: what waits for its turn is not to take the place of one that ends.
+            for job in reversed(jobs):
+                job.cancel()
             for job in jobs:
                 job.stop()
             display.show(jobs)
-            launcher.close()
 
 
 def _open(jobs: Sequence[Job]) -> bool:
@@ -52,7 +54,7 @@ def _begin(jobs: Sequence[Job], launcher: Launcher) -> None:
     for job in jobs:
         if job.state is State.ELSEWHERE:
             job.look()
-        if job.state is not State.QUEUED or not launcher.has_room(running):
+        if job.state is not State.QUEUED or job.process or not launcher.has_room(running):
             continue
         job.look()  # another comparison may have come first
         if job.state is State.QUEUED:

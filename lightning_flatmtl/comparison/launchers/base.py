@@ -18,6 +18,15 @@ class Process(ABC):
     def status(self) -> int | None:
         """What it ended with: 0 if all is well, below zero for a signal; ``None`` while it runs."""
 
+    @property
+    def begun(self) -> bool:
+        """Whether it runs, and does not wait for its turn where it was submitted."""
+        return True
+
+    def cancel(self) -> None:
+        """Ask it to end, without waiting; :meth:`stop` comes after."""
+        return
+
     @abstractmethod
     def stop(self) -> None:
         """End it, and wait until it is gone."""

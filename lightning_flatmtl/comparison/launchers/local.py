@@ -41,6 +41,11 @@ class LocalProcess(Process):
         return status
 
     @override
+    def cancel(self) -> None:
+        if self._process.poll() is None:
+            self._signal(signal.SIGTERM)
+
+    @override
     def stop(self) -> None:
         for sign in (signal.SIGTERM, signal.SIGKILL):
             if self._process.poll() is None:
