@@ -43,7 +43,8 @@ class Model(LightningModule):
 
     def training_step(self, batch, index):
         time.sleep(self.pause)
-        return {"losses": self.losses(batch)}
+        losses = self.losses(batch)
+        return {"loss": sum(losses.values()), "losses": losses}
 
     def test_step(self, batch, index):
         for name, loss in self.losses(batch).items():
@@ -151,7 +152,7 @@ def test_interrupted_tasks_and_their_processes_end(cluster: nodes.Cluster, proje
     said = (project / "stopped.txt").read_text()
     assert status == 130, said
     assert "the same command goes on" in said
-    assert "(1 running, 3 queued" in said
+    assert "(3 queued, 1 running" in said
     assert not nodes.alive(pid)
     assert not any(folder.claimed for folder in folders(output))
     # What waited for its turn did not take the free place.
