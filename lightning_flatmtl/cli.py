@@ -44,7 +44,7 @@ _DESCRIPTION = (
 
 
 class FlatMTLCLI(LightningCLI):
-    """LightningCLI for a :class:`~lightning_flatmtl.MultiTaskModule` and any data module.
+    """LightningCLI for a :class:`~lightning_flatmtl.MultiTaskModule`, or any module, and its data.
 
     What is wrong with the arguments is said in a line or two, as is what a class says of the
     values that it is given; with ``FLATMTL_TRACEBACK=1`` in the environment, in full.

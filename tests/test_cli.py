@@ -201,7 +201,7 @@ def test_print_config_round_trip(
 
 
 def test_appending_callbacks(folder: Path) -> None:
-    ls = next(path for path in EXAMPLES if path.stem == "single_left")
+    ls = next(path for path in EXAMPLES if path.stem == "base")
     cli = build(
         "--trainer.callbacks+=CAGrad",
         "--trainer.callbacks.c=0.9",

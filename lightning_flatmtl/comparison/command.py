@@ -12,11 +12,12 @@ from lightning_flatmtl.comparison.jobs import State
 from lightning_flatmtl.comparison.launchers.base import line
 from lightning_flatmtl.comparison.methods import methods_table
 from lightning_flatmtl.comparison.settings import Settings
+from lightning_flatmtl.comparison.terminal import print_table
 from lightning_flatmtl.hosting.cli_errors import in_full, refuse_briefly
 
 __all__ = ["COMMANDS"]
 
-_REFUSED = (ValueError, FileNotFoundError, ModuleNotFoundError, ConnectionError)
+_REFUSED = (ValueError, OSError, ModuleNotFoundError)
 
 _COMPARE = """\
 Train methods over seeds from one file, and print the table of their test metrics.
@@ -148,7 +149,8 @@ def _run(comparison: Comparison, workers: int, launcher: str) -> int:
             f"\nInterrupted. What is done is in {comparison.output}; the same command goes on.\n"
         )
         return 130
-    sys.stdout.write(f"\n{results.markdown}\nWritten to {comparison.output}/\n")
+    print_table(results.markdown)
+    sys.stdout.write(f"Written to {comparison.output}/\n")
     sys.stdout.writelines(f"{remark}\n" for remark in results.remarks)
     return 1 if any(job.state is State.FAILED for job in comparison.chosen) else 0
 

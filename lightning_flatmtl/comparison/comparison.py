@@ -1,6 +1,7 @@
 """Many runs, one table: what ``flatmtl compare`` and ``lightning_flatmtl.compare`` do."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -155,10 +156,17 @@ class Comparison:
         )
         content = {"version": __version__, **summary.as_json()}
         results = Results(rows, markdown(summary), content)
-        write_whole(self.output / "results.csv", results.to_csv())
-        write_whole(self.output / "table.md", results.markdown)
-        write_whole(self.output / "table.tex", latex(summary))
-        write_whole(self.output / "summary.json", json.dumps(content, indent=1))
+        files = {
+            "results.csv": results.to_csv(),
+            "table.md": results.markdown,
+            "table.tex": latex(summary),
+            "summary.json": json.dumps(content, indent=1),
+        }
+        try:
+            for name, text in files.items():
+                write_whole(self.output / name, text)
+        except OSError as error:  # a full disk; what is known is still returned and printed
+            warnings.warn(f"The results could not be written: {error}.", UserWarning, stacklevel=2)
         results.remarks = write_figures(
             self.output / "figures", summary, list(settings.methods), _curves(self.jobs)
         )

@@ -207,6 +207,11 @@ def _refuse_equal(rows: Mapping[str, Config]) -> None:
         seen[text] = name
 
 
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def difference(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> str | None:
     """The first setting in which two configurations differ, in words; ``None`` if none does."""
     for key in dict.fromkeys([*before, *now]):
@@ -215,5 +220,5 @@ def difference(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") 
             continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             return difference(a, b, f"{name}.")
-        return f"{name} was {a!r} and is {b!r}"
+        return f"{name} was {_brief(a)} and is {_brief(b)}"
     return None

@@ -109,12 +109,15 @@ class RunRecord(Callback):
             "device": _device(trainer),
             "version": __version__,
         }
-        self._tidy()
+        self._tidy(trainer)
         self.folder.release()
 
-    def _tidy(self) -> None:
-        """Keep the model that was tested, and no more."""
+    def _tidy(self, trainer: Trainer) -> None:
+        """Keep the model that was tested, of several the last, and no more."""
         resume = self.folder.resume
+        for path in self.selection.checkpoints(trainer)[:-1]:
+            if path is not None:
+                path.unlink()
         if resume.is_file() and self.selection.setting == "last":
             resume.replace(resume.with_name("last.ckpt"))
         resume.unlink(missing_ok=True)
@@ -159,7 +162,7 @@ class RunRecord(Callback):
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if isinstance(loss, Tensor):
             shares = trainer.accumulate_grad_batches if pl_module.automatic_optimization else 1
-            loss = loss.detach().double() * shares  # Lightning gives a share of it
+            loss = loss.detach().float() * shares  # Lightning gives a share of it
             self._loss = loss if self._loss is None else self._loss + loss
             self._batches += 1
         if trainer.is_last_batch:
@@ -179,13 +182,19 @@ class RunRecord(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._cost.end_epoch(trainer.global_step)
         figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        if self._loss is not None:
-            mean = trainer.strategy.reduce(self._loss / self._batches, reduce_op="mean")
-            figures[TRAIN_LOSS] = float(mean)
+        figures |= self._mean_loss(trainer, pl_module)
         self._curves.add(trainer.current_epoch, trainer.global_step, figures)
         if trainer.is_global_zero:
             self._curves.write(self.folder.curves)
         self._tell(trainer, trainer.current_epoch + 1)
+
+    def _mean_loss(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        """The mean over the epoch's batches of all processes; nothing if there was no loss."""
+        loss = torch.zeros((), device=module.device) if self._loss is None else self._loss
+        sums = torch.stack([loss, torch.tensor(float(self._batches), device=loss.device)])
+        # All processes come by here, also one that has had nothing to train on.
+        total, count = trainer.strategy.reduce(sums, reduce_op="sum").tolist()
+        return {TRAIN_LOSS: total / count} if count else {}
 
     def _tell(self, trainer: Trainer, epochs: int | None = None) -> None:
         """Say where the run is."""

@@ -103,12 +103,10 @@ class Selection:
             if not isinstance(callback, ModelCheckpoint) or callback.mode != mode:
                 continue
             if callback.monitor == (self.monitor or "epoch"):
-                paths = (
-                    callback.best_k_models if self.monitor is None else [callback.best_model_path]
-                )
+                paths = _in_order(callback) if self.monitor is None else [callback.best_model_path]
                 found: list[Path | None] = [Path(path) for path in paths if path]
                 if found:
-                    return sorted(found, key=str)
+                    return found
         raise RuntimeError(
             f"No checkpoint was saved by {self.setting}: expected `{self.monitor or 'epoch'}` to "
             "be there after validation. Is there validation data, and is the figure logged?"
@@ -122,3 +120,8 @@ class Selection:
             and given.get("mode", "min") == self.mode
             and given.get("save_top_k", 1) != 0
         )
+
+
+def _in_order(callback: ModelCheckpoint) -> list[str]:
+    """The kept checkpoints, that of the earliest epoch first."""
+    return sorted(callback.best_k_models, key=lambda path: float(callback.best_k_models[path]))

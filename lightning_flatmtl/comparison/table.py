@@ -102,9 +102,10 @@ def _words(summary: Summary, columns: Sequence[Column]) -> list[str]:
     seeds = {s for by in summary.figures.values() for f in by.values() for s in f.by_seed}
     after = ", after ± the standard deviation over the seeds" if several else ""
     listed = ", ".join(map(str, sorted(seeds)))
-    lines = (
-        [f"Means over {len(seeds)} seed(s) ({listed}){after}."] if seeds else ["No run is done."]
-    )
+    lines = ["No run is done."]
+    if seeds:
+        of = f"Means over {len(seeds)} seeds" if len(seeds) > 1 else "One seed"
+        lines = [f"{of} ({listed}){after}."]
     close = " Best mean in bold, what is within one standard error of it underlined."
     lines[0] += (close if several else " Best in bold.") if seeds else ""
     lines += ["", *(f"- {said}" for said in _gains(summary, columns))] if summary.gains else []
@@ -127,6 +128,11 @@ def _gains(summary: Summary, columns: Sequence[Column]) -> list[str]:
                 parts.append(f"{column.title} {_gain(figures[column.name], column)}")
         if parts:
             said.append(f"{pair}: {', '.join(parts)}")
+    several = any(
+        f.error is not None for by_name in summary.gains.values() for f in by_name.values()
+    )
+    if said and several:
+        said[-1] += "  \n  (after ± the standard error of the differences, seed by seed)"
     return said
 
 
@@ -134,7 +140,7 @@ def _gain(figure: Figure, column: Column) -> str:
     digits = 2 if column.unit == "%" else 4
     text = f"{figure.mean * column.scale:+.{digits}f}"
     if figure.error is not None:
-        text += f" ± {figure.error * column.scale:.{digits}f} (standard error, paired)"
+        text += f" ± {figure.error * column.scale:.{digits}f}"
     return f"{text} points" if column.unit == "%" else text
 
 

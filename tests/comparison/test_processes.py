@@ -1,4 +1,4 @@
-"""Comparisons that are killed, interrupted, or two of them at once; with processes as users have."""
+"""Comparisons that are killed, interrupted, or two at once; with processes, as users have them."""
 
 import csv
 import os

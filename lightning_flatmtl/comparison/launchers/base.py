@@ -49,8 +49,8 @@ class Launcher(ABC):
 
 
 def command(folder: RunFolder) -> list[str]:
-    """The command of a run."""
-    return [sys.executable, "-m", "lightning_flatmtl", "fit", "--config", str(folder.config)]
+    """The command of a run; ``-P``: its modules are where this process has them."""
+    return [sys.executable, "-P", "-m", "lightning_flatmtl", "fit", "--config", str(folder.config)]
 
 
 def line(folder: RunFolder) -> str:

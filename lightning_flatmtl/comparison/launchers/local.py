@@ -31,6 +31,7 @@ class LocalProcess(Process):
 
     def __init__(self, process: "subprocess.Popen[bytes]", gpus: "GPUs", held: list[str]) -> None:
         self._process, self._gpus, self._held = process, gpus, held
+        self._asked = 0.0
 
     @override
     def status(self) -> int | None:
@@ -42,25 +43,27 @@ class LocalProcess(Process):
 
     @override
     def cancel(self) -> None:
-        if self._process.poll() is None:
-            self._signal(signal.SIGTERM)
+        self._asked = self._asked or time.monotonic()
+        self._signal(signal.SIGTERM)
 
     @override
     def stop(self) -> None:
-        for sign in (signal.SIGTERM, signal.SIGKILL):
-            if self._process.poll() is None:
-                self._signal(sign)
-                self._wait(_PATIENCE)
+        if not self._asked:
+            self.cancel()
+        self._wait(self._asked + _PATIENCE)
+        self._signal(signal.SIGKILL)
+        self._wait(time.monotonic() + _PATIENCE)
         self.status()
 
     def _signal(self, sign: signal.Signals) -> None:
+        if self._process.poll() is not None:
+            return
         try:
             os.killpg(self._process.pid, sign)
         except ProcessLookupError:
             return
 
-    def _wait(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
+    def _wait(self, end: float) -> None:
         while self._process.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
 
