@@ -10,8 +10,8 @@ from lightning_flatmtl.callbacks._pictures import COLOURS, MARKERS, is_wide
 __all__ = ["draw_curves", "draw_surfaces"]
 
 _MOST = len(COLOURS)
-"""Tasks that are told apart by colour alone; the next ones have other lines, too."""
-_LINES = ("-", "--", ":", "-.")
+"""Tasks that are told apart by colour alone; as many more have other lines, too."""
+_LINES = ("-", "--")
 
 
 def draw_curves(
@@ -28,16 +28,24 @@ def draw_curves(
     figure = _figure(6.4, 4.2)
     panel = figure.subplots()
     for i, (task, curve) in enumerate(losses.items()):
-        panel.plot(
-            axis,
-            [loss if isfinite(loss) else float("nan") for loss in curve],
-            color=COLOURS[i % _MOST],
-            linestyle=_LINES[i // _MOST % len(_LINES)],
-            marker=MARKERS[i % _MOST],
-            markevery=max(1, len(axis) // 10),
-            ms=4,
-            label=task,
-        )
+        finite = [loss if isfinite(loss) else float("nan") for loss in curve]
+        if len(losses) > _MOST * len(_LINES):
+            label = f"each of {len(losses)} tasks" if i == 0 else None
+            panel.plot(axis, finite, color="0.6", linewidth=0.8, label=label)
+        else:
+            panel.plot(
+                axis,
+                finite,
+                color=COLOURS[i % _MOST],
+                linestyle=_LINES[i // _MOST],
+                marker=MARKERS[i % _MOST],
+                markevery=max(1, len(axis) // 10),
+                ms=4,
+                label=task,
+            )
+    if len(losses) > _MOST * len(_LINES):
+        means = [sum(at) / len(at) for at in zip(*losses.values(), strict=True)]
+        panel.plot(axis, means, color=COLOURS[0], linewidth=2.2, label="mean of the tasks")
     if is_wide([loss for curve in losses.values() for loss in curve]):
         panel.set_yscale("log")
     panel.axvline(0.0, color="0.4", linewidth=0.8, linestyle="--", zorder=0)
@@ -47,15 +55,7 @@ def draw_curves(
         ylabel="loss of the task",
     )
     panel.grid(alpha=0.25)
-    if len(losses) <= 2 * _MOST:
-        figure.legend(loc="outside lower center", ncols=4, frameon=False)
-    else:
-        figure.legend(
-            loc="outside right center",
-            ncols=ceil(len(losses) / 20),
-            frameon=False,
-            fontsize="small",
-        )
+    figure.legend(loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(path, dpi=150)
 
 
@@ -81,8 +81,15 @@ def draw_surfaces(
         panel.set_axis_off()
     figure.supxlabel("distance along the first direction / norm of each filter", fontsize="medium")
     figure.supylabel("along the second direction", fontsize="medium")
-    figure.suptitle(f"Loss of each task around the parameters (+), {data}", fontsize="medium")
+    lost = any(not isfinite(loss) for surface in losses.values() for loss in surface)
+    title = f"Loss of each task around the parameters (+),{_between(columns)}{data}"
+    note = f"{_between(columns)}(white: not finite)" if lost else ""
+    figure.suptitle(title + note, fontsize="medium")
     figure.savefig(path, dpi=150)
+
+
+def _between(columns: int) -> str:
+    return "\n" if columns == 1 else " "
 
 
 def _draw_surface(figure: Any, panel: Any, surface: Sequence[float], axis: Sequence[float]) -> None:
@@ -102,13 +109,9 @@ def _draw_surface(figure: Any, panel: Any, surface: Sequence[float], axis: Seque
         bar = figure.colorbar(filled, ax=panel, format="%.3g", ticks=levels[::2], shrink=0.85)
         bar.set_label("loss")
     else:
-        panel.text(
-            0.5,
-            0.5,
-            "the same loss everywhere" if grid.count() else "no finite loss",
-            ha="center",
-            transform=panel.transAxes,
-        )
+        words = "the same loss everywhere" if grid.count() else "no finite loss"
+        panel.text(0.5, 0.62, words, ha="center", transform=panel.transAxes)
+        panel.set(xlim=(axis[0], axis[-1]), ylim=(axis[0], axis[-1]))
     panel.plot(0.0, 0.0, marker="+", color="white", ms=9, mew=3.0)
     panel.plot(0.0, 0.0, marker="+", color="black", ms=8, mew=1.4)
 

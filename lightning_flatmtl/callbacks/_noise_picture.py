@@ -43,15 +43,18 @@ def draw_noise(
     tasks = list(dict.fromkeys(task for curves in metrics.values() for task in curves if task))
     styles = _styles(tasks)
     for panel, (metric, curves) in zip(panels, metrics.items(), strict=False):
+        means = [mean for curve in curves.values() for _, mean, _ in curve if isfinite(mean)]
+        wide = is_wide(means)
+        floor = min(means) / 2 if wide else None
         for task, curve in curves.items():
-            _draw_curve(panel, curve, styles[task])
+            _draw_curve(panel, curve, styles[task], floor)
         if len(tasks) > _MOST and len(curves) > 1:
             _draw_mean(panel, [curve for task, curve in curves.items() if task])
         radius = "radius / norm of each filter" if relative else "radius, L2 norm of the noise"
         panel.set(xlabel=radius, ylabel=metric)
         panel.grid(alpha=0.25)
-        if is_wide([mean for curve in curves.values() for _, mean, _ in curve]):
-            panel.set_yscale("log", nonpositive="clip")
+        if wide:
+            panel.set_yscale("log")
     for panel in panels[len(metrics) :]:
         panel.set_axis_off()
     handles: dict[str, Any] = {}
@@ -84,14 +87,15 @@ def _styles(tasks: Sequence[str]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _draw_curve(panel: Any, curve: Curve, style: Mapping[str, Any]) -> None:
+def _draw_curve(panel: Any, curve: Curve, style: Mapping[str, Any], floor: float | None) -> None:
+    """Draw a curve and its band, which on a logarithmic scale goes no lower than ``floor``."""
     style = dict(style)
     band = style.pop("band", True)
     curve = [(r, mean, std) for r, mean, std in curve if isfinite(mean)]
     x, means = [r for r, _, _ in curve], [mean for _, mean, _ in curve]
     panel.plot(x, means, **style)
     if band:
-        low = [mean - std for _, mean, std in curve]
+        low = [mean - std if floor is None else max(mean - std, floor) for _, mean, std in curve]
         high = [mean + std for _, mean, std in curve]
         panel.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
