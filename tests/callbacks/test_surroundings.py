@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -22,7 +23,7 @@ from lightning_flatmtl.callbacks import (
     NoiseRobustness,
 )
 from lightning_flatmtl.takeover import second_pass
-from tests.callbacks.surroundings import MEASURED, Ordinary, measured, ordinary
+from tests.callbacks.surroundings import MEASURED, Ordinary, everything, measured, ordinary
 from tests.helpers import assert_identical, data, encoder, fit, trainer
 
 LOOKS: dict[str, Any] = {
@@ -367,3 +368,36 @@ def test_several_of_a_kind_go_together(tmp_path) -> None:
         ckpt_path=tmp_path / "half.ckpt",
     )
     assert {"noise/a/loss/radius_2", "noise/a/loss/relative_2"} <= made.callback_metrics.keys()
+
+
+@pytest.mark.parametrize("look", ["noise", "landscape"])
+def test_parameters_in_parts_are_refused(look) -> None:
+    class FSDPStrategy:
+        pass
+
+    message = "needs whole parameters on one device or with strategy='ddp', got FSDPStrategy"
+    with pytest.raises(MisconfigurationException, match=message):
+        LOOKS[look]().on_validation_start(Evaluating(FSDPStrategy()), measured())
+
+
+class Evaluating:
+    """What is asked of a Trainer before an evaluation begins."""
+
+    def __init__(self, strategy: Any) -> None:
+        self.strategy = strategy
+        self.state = trainer().state
+        self.state.fn = "validate"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_averaged_weights_are_looked_at_where_they_come_first(before, tmp_path) -> None:
+    from lightning.pytorch.callbacks import EMAWeightAveraging
+
+    file, val = tmp_path / "noise.csv", data(n=20, seed=1)
+    callbacks: list[pl.Callback] = [NoiseRobustness((0.5,), 1, csv=file)]
+    callbacks.insert(0 if before else 1, EMAWeightAveraging(decay=0.5))
+    net = measured()
+    fit(net, callbacks, val=val, max_epochs=2)
+    (row,) = [r for r in file.read_text("utf-8").splitlines() if ",a,loss,0.0," in r]
+    averaged = everything(net.eval(), val.dataset)["a/loss"]
+    assert (abs(float(row.split(",")[-2]) - averaged) < 1e-9) is before
