@@ -14,7 +14,7 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "results"]  # tables that pages include
 
 # Pages are MyST markdown; docstrings stay reStructuredText.
 myst_enable_extensions = ["colon_fence", "dollarmath"]
