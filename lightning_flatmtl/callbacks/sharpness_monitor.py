@@ -53,8 +53,8 @@ class SharpnessMonitor(Callback):
     ``own=True`` and on validation batches the callback perturbs the parameters itself, by its own
     ``rho``, and runs the model again: :math:`\theta` are then all trainable parameters that the
     task's loss reaches, the shared ones and those of its head, and :math:`g_i` and its norm are of
-    all of them. To compare trainings with and without TaskSAM, use ``own=True`` or ``on="val"`` in
-    both.
+    all of them. To compare trainings with and without TaskSAM, use ``own=True`` or
+    ``data="val"`` in both.
 
     ========================================= =====================================================
     logged                                    what it is
@@ -102,7 +102,7 @@ class SharpnessMonitor(Callback):
             the steps in which the Trainer logs (``log_every_n_steps``), on validation batches all.
             The first batch of every epoch is always looked at. Loggers get what falls into the
             steps in which the Trainer logs; the means, the CSV and the picture have all.
-        on: The batches: ``"train"`` or ``"val"``.
+        data: The batches: ``"train"`` or ``"val"``.
         rho: Radius of the callback's own perturbation, in ``(0, inf)``.
         adaptive: Whether that is adaptive (ASAM).
         own: Perturb by ``rho`` even where TaskSAM has a second pass. Where the callback perturbs, a
@@ -127,14 +127,14 @@ class SharpnessMonitor(Callback):
     Example:
         >>> from lightning_flatmtl import TaskSAM
         >>> callbacks = [TaskSAM(), SharpnessMonitor(csv="sharpness.csv")]
-        >>> callbacks = [SharpnessMonitor(on="val", rho=0.05, top_eigenvalue=True)]
+        >>> callbacks = [SharpnessMonitor(data="val", rho=0.05, top_eigenvalue=True)]
     """
 
     def __init__(
         self,
         every_n_steps: int | None = None,
         *,
-        on: Literal["train", "val"] = "train",
+        data: Literal["train", "val"] = "train",
         rho: float = 0.05,
         adaptive: bool = False,
         own: bool = False,
@@ -146,8 +146,8 @@ class SharpnessMonitor(Callback):
         png: str | Path | None = None,
     ) -> None:
         self._turns = Turns(every_n_steps)
-        if on not in ("train", "val"):
-            raise ValueError(f"`on` must be 'train' or 'val', got {on!r}.")
+        if data not in ("train", "val"):
+            raise ValueError(f"`data` must be 'train' or 'val', got {data!r}.")
         for name, value in (("rho", rho), ("tolerance", tolerance)):
             number = isinstance(value, Real) and not isinstance(value, bool)
             if not number or not 0 < value < math.inf:
@@ -159,7 +159,7 @@ class SharpnessMonitor(Callback):
         for name, whole, least in (("iterations", iterations, 1), ("seed", seed, 0)):
             if not isinstance(whole, int) or isinstance(whole, bool) or whole < least:
                 raise ValueError(f"`{name}` must be an integer >= {least}, got {whole!r}.")
-        self.every_n_steps, self.on, self.own = every_n_steps, on, own
+        self.every_n_steps, self.data, self.own = every_n_steps, data, own
         self.ascent = Ascent(rho, adaptive)
         self.power = PowerIteration(iterations, tolerance, seed) if top_eigenvalue else None
         self._csv = checked_path("csv", csv, ".csv")
@@ -183,7 +183,7 @@ class SharpnessMonitor(Callback):
     @override
     def state_key(self) -> str:
         return self._generate_state_key(
-            every_n_steps=self.every_n_steps, on=self.on, own=self.own, csv=str(self._csv)
+            every_n_steps=self.every_n_steps, data=self.data, own=self.own, csv=str(self._csv)
         )
 
     @override
@@ -191,9 +191,9 @@ class SharpnessMonitor(Callback):
         self._close()
         if stage == "fit":
             self._forget()
-        if stage not in ({"fit"} if self.on == "train" else {"fit", "validate"}):
+        if stage not in ({"fit"} if self.data == "train" else {"fit", "validate"}):
             return
-        if self.on == "val" or self._perturbs(trainer) or self.power is not None:
+        if self.data == "val" or self._perturbs(trainer) or self.power is not None:
             refuse_unfit_to_look_at(pl_module, type(self).__name__)
             _refuse_unfit_strategy(trainer)
         self._processes = processes_of(trainer)
@@ -214,7 +214,7 @@ class SharpnessMonitor(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self.on != "train":
+        if self.data != "train":
             return
         self._turns.begin_batch(trainer, batch_idx)
         self._probed = {}
@@ -229,7 +229,7 @@ class SharpnessMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.on != "train" or not self._turns.due:
+        if self.data != "train" or not self._turns.due:
             return
         figures = self._probed
         if not self._perturbs(trainer):
@@ -268,7 +268,7 @@ class SharpnessMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if self.on != "val" or trainer.sanity_checking:
+        if self.data != "val" or trainer.sanity_checking:
             return
         if batch_idx % (self.every_n_steps or 1):
             return
@@ -280,7 +280,7 @@ class SharpnessMonitor(Callback):
 
     @override
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.on != "val" or trainer.sanity_checking:
+        if self.data != "val" or trainer.sanity_checking:
             return
         figures = self._of_validation(trainer)
         for name, value in figures.items():
@@ -363,7 +363,7 @@ class SharpnessMonitor(Callback):
 
     def _draw(self, trainer: Trainer) -> None:
         if self._png is not None and self._drawn and trainer.is_global_zero:
-            draw_sharpness(self._drawn, self._png, _WORDS[self.on])
+            draw_sharpness(self._drawn, self._png, _WORDS[self.data])
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from lightning_flatmtl.hosting.names import nearest
 
 __all__ = ["is_loss", "is_share", "label", "named", "task_of", "validation_loss", "without_task"]
 
-_SHARE = re.compile(r"(acc(uracy)?|f1(_?score)?|auroc|auc|m?iou|precision|recall|dice|error_rate)$")
+_SHARE = re.compile(
+    r"(?<![a-z])(acc(uracy)?|f1(_?score)?|auroc|auc|m?iou|precision|recall|dice|rate|ece)(?![a-z])"
+)
 
 
 def named(wanted: Iterable[str], logged: Iterable[str]) -> list[str]:

@@ -65,6 +65,7 @@ class Column:
         higher_is_better: The direction; ``None`` if it is unknown or does not matter.
         scale: What values are multiplied by to be shown.
         unit: Of what is shown.
+        average: The column that has the mean of this metric over the tasks, if there is one.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Column:
     higher_is_better: bool | None
     scale: float = 1.0
     unit: str = ""
+    average: str | None = None
 
     @property
     def heading(self) -> str:
@@ -178,7 +180,8 @@ def summarize(
         )
     improved = _delta_m(values, [n for n in compared if higher[n] is not None], higher)
     _put_into_rows(done, improved)
-    averages = _averages(values, names, tasks)
+    groups = _groups(names, tasks)
+    averages = _averages(values, groups)
     seconds = _by_method(done, "seconds_per_step")
     reference = (
         reference if reference in seconds else next((m for m in methods if m in seconds), None)
@@ -193,7 +196,7 @@ def summarize(
             found[COST] = Figure(_ratio(seconds[method], seconds[reference]))
         if found:
             figures[method] = found
-    columns = _columns(names, averages, higher, figures, reference)
+    columns = _columns(names, groups, higher, figures, reference)
     return Summary(
         tuple(columns),
         figures,
@@ -258,21 +261,24 @@ def _put_into_rows(rows: Sequence[Row], improved: Mapping[str, BySeed]) -> None:
             row[DELTA_M] = improved[row["method"]][row["seed"]]
 
 
-def _averages(values: Values, names: Sequence[str], tasks: Sequence[str]) -> Values:
-    """The mean over the tasks of metrics that all tasks have."""
+def _groups(names: Sequence[str], tasks: Sequence[str]) -> dict[str, list[str]]:
+    """The metrics that all tasks have, by the name of their average."""
     groups: dict[str, list[str]] = {}
     for name in names:
         task = task_of(name, tasks)
         if task is not None:
-            groups.setdefault(without_task(name, task), []).append(name)
+            groups.setdefault(f"average/{without_task(name, task)}", []).append(name)
+    whole = len(tasks) if len(tasks) > 1 else None
+    return {group: members for group, members in groups.items() if len(members) == whole}
+
+
+def _averages(values: Values, groups: Mapping[str, Sequence[str]]) -> Values:
     found: Values = {}
     for group, members in groups.items():
-        if len(members) != len(tasks) or len(members) < 2:
-            continue
         for method, by_metric in values.items():
             seeds = set.intersection(*(set(by_metric.get(name, {})) for name in members))
             if seeds:
-                found.setdefault(method, {})[f"average/{group}"] = {
+                found.setdefault(method, {})[group] = {
                     seed: _mean([by_metric[name][seed] for name in members])
                     for seed in sorted(seeds)
                 }
@@ -294,37 +300,35 @@ def _ratio(seconds: BySeed, reference: BySeed) -> BySeed:
 
 def _columns(
     names: Sequence[str],
-    averages: Values,
+    groups: Mapping[str, Sequence[str]],
     higher: Mapping[str, bool | None],
     figures: Mapping[str, Mapping[str, Figure]],
     reference: str | None,
 ) -> list[Column]:
-    groups = dict.fromkeys(name for by_name in averages.values() for name in by_name)
-    columns = [_column(name, label(name), higher[name], figures) for name in names]
-    for group in groups:
-        of_group = {higher[name] for name in names if _ends_like(name, group)}
-        direction = of_group.pop() if len(of_group) == 1 else None
-        columns.append(_column(group, label(group), direction, figures))
-    known = {name for by_name in figures.values() for name in by_name}
+    average = {name: group for group, members in groups.items() for name in members}
+    columns = [_column(name, higher[name], figures, average.get(name)) for name in names]
+    for group, members in groups.items():
+        directions = {higher[name] for name in members}
+        columns.append(_column(group, directions.pop() if len(directions) == 1 else None, figures))
+    known = {name for of_method in figures.values() for name in of_method}
     if DELTA_M in known:
         columns.append(Column(DELTA_M, "Delta_m", True, 1.0, "%"))
     if COST in known:
         columns.append(Column(COST, f"cost over {reference}", None))
-    return columns
-
-
-def _ends_like(name: str, group: str) -> bool:
-    return name.endswith(group.removeprefix("average/"))
+    return [column for column in columns if column.name in known]
 
 
 def _column(
-    name: str, title: str, higher: bool | None, figures: Mapping[str, Mapping[str, Figure]]
+    name: str,
+    higher: bool | None,
+    figures: Mapping[str, Mapping[str, Figure]],
+    average: str | None = None,
 ) -> Column:
-    values = [
-        v for by_name in figures.values() if name in by_name for v in by_name[name].by_seed.values()
-    ]
+    found = [of_method[name].by_seed for of_method in figures.values() if name in of_method]
+    values = [value for by_seed in found for value in by_seed.values()]
     share = is_share(name) and all(0 <= value <= 1 for value in values)
-    return Column(name, title, higher, 100.0, "%") if share else Column(name, title, higher)
+    scale, unit = (100.0, "%") if share else (1.0, "")
+    return Column(name, label(name), higher, scale, unit, average)
 
 
 def _gains(

@@ -10,19 +10,16 @@ from lightning_flatmtl.comparison.summary import COST, DELTA_M, Column, Figure, 
 __all__ = ["latex", "markdown", "shown_columns"]
 
 _WIDEST = 14
-"""More columns than this are not read: the averages stand for them."""
+"""More columns than this are not read."""
 
 
 def shown_columns(summary: Summary) -> list[Column]:
     """The columns that fit into a table, Delta_m and cost among them."""
     columns = list(summary.columns)
-    for drop in (
-        lambda c: is_loss(c.name),
-        lambda c: c.name.startswith("test/") and c.name != DELTA_M,
-    ):
-        rest = [column for column in columns if not drop(column)]
-        if len(columns) > _WIDEST and rest:
-            columns = rest
+    if len(columns) > _WIDEST:
+        columns = [column for column in columns if not is_loss(column.name)] or columns
+    if len(columns) > _WIDEST:  # the averages stand for them
+        columns = [column for column in columns if column.average is None]
     return columns
 
 

@@ -247,7 +247,7 @@ SETTINGS = {
     "as it comes": {},
     "own": {"own": True, "adaptive": True},
     "curved": {"top_eigenvalue": True, "iterations": 3, "tolerance": 1.0},
-    "val": {"on": "val", "top_eigenvalue": True, "iterations": 3, "tolerance": 1.0},
+    "val": {"data": "val", "top_eigenvalue": True, "iterations": 3, "tolerance": 1.0},
 }
 METHODS = {
     "none": list,
@@ -374,7 +374,7 @@ def test_on_validation_batches_it_is_the_mean_over_samples(host, method, every, 
     file, hand = tmp_path / "sharpness.csv", Validations(every or 1)
     kinds = {"module": MultiTaskModule, "taken over": Busy}
     net = HOSTS[host](trunk=smooth_trunk(), kind=kinds[host])
-    looks = SharpnessMonitor(every, on="val", rho=RHO, csv=file, **EXACTLY)
+    looks = SharpnessMonitor(every, data="val", rho=RHO, csv=file, **EXACTLY)
     callbacks = [looks, hand, *METHODS[method]()]
     made = fit(net, callbacks, val=data(n=21, seed=3), max_epochs=2)
     written = by_step(file)
@@ -387,7 +387,7 @@ def test_on_validation_batches_it_is_the_mean_over_samples(host, method, every, 
 
 def test_it_looks_in_a_validation_by_itself_and_at_several_loaders() -> None:
     net, loaders = module(trunk=smooth_trunk()), [data(n=21), data(n=8, seed=1)]
-    trainer = fit(net, [SharpnessMonitor(on="val", rho=RHO)], val=loaders)
+    trainer = fit(net, [SharpnessMonitor(data="val", rho=RHO)], val=loaders)
     before = dict(trainer.callback_metrics)
     (found, _) = trainer.validate(net, loaders, verbose=False)
     for i in (0, 1):
@@ -415,13 +415,13 @@ def test_the_samples_that_have_a_label_count() -> None:
                 found["a"] = found.get("a", 0) + n * loss.rise(loss.step(slice(None), False)) / 10
 
     made = fit(
-        net, [SharpnessMonitor(on="val", rho=RHO), Each()], val=loader, limit_train_batches=0
+        net, [SharpnessMonitor(data="val", rho=RHO), Each()], val=loader, limit_train_batches=0
     )
     del made
     found.clear()
     (logged,) = pl.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False,
-        callbacks=[SharpnessMonitor(on="val", rho=RHO), Each()],
+        callbacks=[SharpnessMonitor(data="val", rho=RHO), Each()],
     ).validate(net, loader, verbose=False)  # fmt: skip
     assert logged["sharpness/a"] == pytest.approx(found["a"], rel=1e-6)
 
@@ -639,7 +639,7 @@ def test_a_picture_without_matplotlib_is_refused_at_once(monkeypatch) -> None:
     [
         ({"every_n_steps": 0}, "`every_n_steps` must be an integer >= 1 or None, got 0"),
         ({"every_n_steps": True}, "`every_n_steps` must be an integer >= 1 or None, got True"),
-        ({"on": "test"}, "`on` must be 'train' or 'val', got 'test'"),
+        ({"data": "test"}, "`data` must be 'train' or 'val', got 'test'"),
         ({"rho": 0.0}, r"`rho` must be in \(0, inf\), got 0.0"),
         ({"rho": -1.0}, r"`rho` must be in \(0, inf\), got -1.0"),
         ({"rho": math.nan}, r"`rho` must be in \(0, inf\), got nan"),
@@ -686,7 +686,7 @@ def test_it_is_pickled_and_found_by_its_class_name() -> None:
     assert copied.ascent.rho == 0.5
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--callback", type=pl.Callback)
-    given = {"class_path": "SharpnessMonitor", "init_args": {"on": "val", "rho": 0.2}}
+    given = {"class_path": "SharpnessMonitor", "init_args": {"data": "val", "rho": 0.2}}
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     made = instantiate(parser.parse_object({"callback": given})).callback
     assert isinstance(made, SharpnessMonitor)

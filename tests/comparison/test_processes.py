@@ -45,7 +45,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
     for process in begun:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
+            process.communicate()
 
 
 def table(folder: Path) -> list[dict[str, str]]:

@@ -102,7 +102,7 @@ def validated(place: Place, uneven: bool = False) -> dict[str, Any]:
     if place.size == 2:
         halves = halves[:cut] if place.rank == 0 else halves[cut:]
     mine = [share(batch, place) for batch in batches(1)]
-    made = trainer(place, [SharpnessMonitor(on="val", rho=0.1, **EXACTLY)], max_epochs=1)
+    made = trainer(place, [SharpnessMonitor(data="val", rho=0.1, **EXACTLY)], max_epochs=1)
     made.fit(module(still), Batches(mine), Batches(halves))
     return {"metrics": {k: float(v) for k, v in made.callback_metrics.items()}}
 
