@@ -89,6 +89,9 @@ class Comparison:
             job.look()
         self.chosen = [job for job in self.jobs if job.run.method in chosen]
         """The jobs to be worked off."""
+        for job in self.jobs:
+            if job not in self.chosen:
+                job.recall()
 
     def _folder(self, slug: str) -> RunFolder:
         return RunFolder((self.output / "runs" / slug).absolute())

@@ -50,6 +50,12 @@ class Job:
         else:
             self.state = State.ELSEWHERE if self.folder.claimed else State.QUEUED
 
+    def recall(self) -> None:
+        """Show that it failed an earlier time, where it is not to be run again."""
+        error = self.folder.failure if self.state is State.QUEUED else None
+        if error is not None:
+            self.state, self.error = State.FAILED, error
+
     def start(self, process: Process) -> None:
         """The run was started; it may have to wait for its turn."""
         self.process, self.began = process, time.monotonic()

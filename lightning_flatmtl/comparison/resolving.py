@@ -85,17 +85,23 @@ def set_key(config: Config, key: str, value: Any) -> Config:
         ValueError: If the configuration has no such value.
     """
     changed = copy.deepcopy(config)
-    node: Any = changed
     *parents, last = key.split(".")
-    for name in [*parents, None]:
-        if isinstance(node, dict) and name not in node and last not in node:
-            node = node.get("init_args", node)
-        if name is not None:
-            node = node.get(name) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or last not in node:
+    node: Any = changed
+    for name in parents:
+        node = _holding(node, name).get(name)
+    node = _holding(node, last)
+    if last not in node:
         raise ValueError(
             f"`seed_keys` must be values of the configuration, got '{key}', which it does not "
             "have. `flatmtl fit --config ... --print_config` shows all, such as 'data.seed'."
         )
     node[last] = value
     return changed
+
+
+def _holding(node: Any, name: str) -> dict[str, Any]:
+    """The mapping that has a value of this name: the node, or the ``init_args`` in it."""
+    if not isinstance(node, dict):
+        return {}
+    inner = node.get("init_args")
+    return inner if name not in node and isinstance(inner, dict) else node

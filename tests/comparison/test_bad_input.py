@@ -19,6 +19,8 @@ pytestmark = pytest.mark.filterwarnings(
 def launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InProcess:
     found = InProcess()
     monkeypatch.setattr("lightning_flatmtl.comparison.comparison.make_launcher", lambda *_: found)
+    # Seconds for each comparison; they have tests of their own.
+    monkeypatch.setattr("lightning_flatmtl.comparison.comparison.write_figures", lambda *_: ())
     monkeypatch.setattr("sys.argv", ["flatmtl"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     monkeypatch.chdir(tmp_path)

@@ -28,6 +28,8 @@ pytestmark = pytest.mark.filterwarnings(
 def launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InProcess:
     found = InProcess()
     monkeypatch.setattr("lightning_flatmtl.comparison.comparison.make_launcher", lambda *_: found)
+    # Seconds for each comparison; they have tests of their own.
+    monkeypatch.setattr("lightning_flatmtl.comparison.comparison.write_figures", lambda *_: ())
     monkeypatch.setattr("sys.argv", ["flatmtl"])
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     monkeypatch.chdir(tmp_path)
@@ -204,6 +206,8 @@ def test_failures_do_not_stop_the_others(tmp_path: Path) -> None:
     assert results[2]["error"] == "OSError: [Errno 28] No space left"
     assert "- broken, seed 3: ValueError: a fault" in results.markdown
     assert [row["status"] for row in rows(tmp_path / "out")] == [r["status"] for r in results]
+    again = compare(path, only=["LS"])
+    assert [row["error"] for row in again] == [row["error"] for row in results]
 
 
 def test_missing_data_fail_in_words(tmp_path: Path) -> None:
