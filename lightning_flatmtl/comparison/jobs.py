@@ -80,7 +80,7 @@ class Job:
         elif status == elsewhere:
             self.state, self.seconds = State.QUEUED, None
         else:
-            self.fail(reason(self.folder.log, status))
+            self.fail(self.folder.failure or reason(self.folder.log, status))
         return True
 
     def _follow(self, process: Process) -> None:

@@ -143,6 +143,9 @@ class RunRecord(Callback):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
+        if trainer.is_global_zero and isinstance(exception, Exception):
+            words = str(exception).strip().splitlines() or ["without a word"]
+            self.folder.failure = f"{type(exception).__name__}: {words[0]}"
         self.folder.release()
 
     @override

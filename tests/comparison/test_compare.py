@@ -15,6 +15,9 @@ import lightning_flatmtl
 from lightning_flatmtl.cli import main
 from lightning_flatmtl.comparison import compare as room
 from lightning_flatmtl.comparison.comparison import Comparison, compare
+from lightning_flatmtl.comparison.folder import RunFolder
+from lightning_flatmtl.comparison.jobs import State
+from lightning_flatmtl.comparison.record import RunRecord
 from lightning_flatmtl.comparison.settings import Settings
 from lightning_flatmtl.functional import delta_m
 from tests.comparison.project import BASE, InProcess, write
@@ -208,6 +211,24 @@ def test_failures_do_not_stop_the_others(tmp_path: Path) -> None:
     assert [row["status"] for row in rows(tmp_path / "out")] == [r["status"] for r in results]
     again = compare(path, only=["LS"])
     assert [row["error"] for row in again] == [row["error"] for row in results]
+
+
+def test_a_run_of_another_process_is_left_alone(tmp_path: Path) -> None:
+    path = write(tmp_path, methods={"LS": []}, seeds=[3], single_task=False)
+    comparison = Comparison(Settings.load(path))
+    comparison.prepare()
+    (job,) = comparison.jobs
+    other = RunFolder(job.folder.path)
+    assert other.claim()
+    job.look()
+    assert job.state is State.ELSEWHERE
+    main_folder = str(job.folder.config)
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", f"--config={main_folder}"])
+    assert stopped.value.code == RunRecord.ELSEWHERE
+    other.release()
+    job.look()
+    assert job.state is State.QUEUED
 
 
 def test_missing_data_fail_in_words(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start(tmp_path: Path) -> Iterator[Start]:
     """Start `flatmtl compare` in a process group of its own, which is gone in the end."""
     begun: list[subprocess.Popen[str]] = []
+    # A process that is begun in the background by a shell ignores Ctrl-C, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def start(path: Path, *arguments: str) -> "subprocess.Popen[str]":
         process = subprocess.Popen(
@@ -116,7 +118,6 @@ def test_two_at_once(start: Start, tmp_path: Path) -> None:
         if "max_epochs=3` reached" in log.read_text()
     ]
     assert len(trained) == 4
-    assert any("elsewhere" in output for output in said)
 
 
 @pytest.mark.slow
@@ -140,7 +141,7 @@ def test_a_run_that_is_killed(start: Start, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_full_disk(start: Start, tmp_path: Path) -> None:
     """A limit on the size of files stands in for it: checkpoints of the wide net do not fit."""
-    wide = {"class_path": "tests.comparison.project.FullDisk", "init_args": {"kib": 4}}
+    wide = {"class_path": "tests.comparison.project.FullDisk", "init_args": {"kib": 16}}
     methods = {"LS": [], "wide": [wide], "CAGrad": ["CAGrad"]}
     path = write(tmp_path, methods=methods, seeds=[3], single_task=False, select="last")
     out, _ = (process := start(path)).communicate()

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 from lightning_flatmtl.callbacks._pictures import COLOURS, MARKERS
@@ -12,6 +13,8 @@ __all__ = ["SINGLE_STYLE", "Style", "styles_of"]
 
 _COLOURS = (*COLOURS, "#000000")
 """Yellow, the eighth of Okabe and Ito, is left out: a line of it is not seen on white."""
+
+_PAPER = ("LS", "MGDA", "PCGrad", "CAGrad", "IMTL", "NashMTL")
 
 _ARM_LINES = ((0, (1, 1)), (0, (5, 1, 1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (1, 3)))
 _ARM_HATCHES = ("////", "....", "xxx", "----", "\\\\\\\\", "++")
@@ -52,7 +55,7 @@ def styles_of(methods: Sequence[str]) -> dict[str, Style]:
         methods: All methods of the comparison in their order, whether they are shown or not, so
             that a style does not depend on what is done.
     """
-    order = {name: index for index, name in enumerate(dict.fromkeys(_families(methods).values()))}
+    order = _slots(list(dict.fromkeys(_families(methods).values())))
     found: dict[str, Style] = {SINGLE_TASK: SINGLE_STYLE}
     plain_and_flat: set[tuple[str, bool]] = set()
     arms = dict.fromkeys(order, 0)
@@ -68,6 +71,14 @@ def styles_of(methods: Sequence[str]) -> dict[str, Style]:
             line, hatch = _at(_ARM_LINES, arm), _at(_ARM_HATCHES, arm)
             found[method] = Style(family, colour, _at(_ARM_MARKERS, arm), line, hatch, flat)
     return found
+
+
+def _slots(families: Sequence[str]) -> dict[str, int]:
+    """A colour and marker for each: the same in every comparison for the methods of the paper."""
+    slots = {family: _PAPER.index(family) for family in families if family in _PAPER}
+    taken = set(slots.values())
+    free = (index for index in count() if index not in taken)
+    return slots | {family: next(free) for family in families if family not in _PAPER}
 
 
 def _families(methods: Sequence[str]) -> dict[str, str]:
