@@ -19,6 +19,7 @@ from lightning_flatmtl.engine.passes.state_guards import frozen_module
 from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.hosting.batches import batch_size
 from lightning_flatmtl.hosting.host import Host
+from lightning_flatmtl.hosting.muting import log_replaced
 from lightning_flatmtl.hosting.untraced import looking_at
 
 __all__ = ["Evaluation", "Explorer", "Stage"]
@@ -128,7 +129,7 @@ class Evaluation:
                 found[i].logged.of_batch(batch)
                 with (
                     metrics.lent(i),
-                    _logging_to(module, found[i].logged),
+                    log_replaced(module, found[i].logged),
                     self._trainer.precision_plugin.val_step_context(),
                 ):
                     step(*inputs.take()[0])
@@ -241,16 +242,3 @@ def _in_evaluation_mode(module: LightningModule) -> Iterator[None]:
     finally:
         for layer, training in modes:
             layer.training = training
-
-
-@contextmanager
-def _logging_to(module: LightningModule, recorder: LogRecorder) -> Iterator[None]:
-    """Run the block with what the module logs going to ``recorder``."""
-    own = vars(module).get("log")
-    module.log = recorder  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        del module.log
-        if own is not None:
-            module.log = own  # type: ignore[method-assign]

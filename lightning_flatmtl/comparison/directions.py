@@ -8,6 +8,8 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from torchmetrics import Metric
 
+from lightning_flatmtl.hosting.muting import log_replaced
+
 __all__ = ["by_name", "noted_directions"]
 
 _LOWER = re.compile(
@@ -19,7 +21,6 @@ _HIGHER = re.compile(r"acc(uracy)?(?![a-z])|[^a-z](f1|auroc|auc|m?iou|precision|
 @contextmanager
 def noted_directions(module: LightningModule, found: dict[str, bool]) -> Iterator[None]:
     """Run the block; ``found`` then has the direction of every torchmetrics metric it logged."""
-    own = vars(module).get("log")
     log = module.log
 
     def noting(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
@@ -27,13 +28,8 @@ def noted_directions(module: LightningModule, found: dict[str, bool]) -> Iterato
             found[name] = value.higher_is_better
         log(name, value, *args, **kwargs)
 
-    module.log = noting  # type: ignore[method-assign]
-    try:
+    with log_replaced(module, noting):
         yield
-    finally:
-        del module.log
-        if own is not None:
-            module.log = own  # type: ignore[method-assign]
 
 
 def by_name(name: str, said: Mapping[str, bool]) -> bool | None:

@@ -1,14 +1,14 @@
 """Keeping further passes out of logs and metrics."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-__all__ = ["logs_silenced", "metrics_unmoved"]
+__all__ = ["log_replaced", "logs_silenced", "metrics_unmoved"]
 
 
 @contextmanager
@@ -29,11 +29,16 @@ def metrics_unmoved(module: nn.Module) -> Iterator[None]:
                 setattr(metric, name, value)
 
 
-@contextmanager
-def logs_silenced(module: LightningModule) -> Iterator[None]:
+def logs_silenced(module: LightningModule) -> AbstractContextManager[None]:
     """Run the block with a ``self.log`` that does nothing."""
+    return log_replaced(module, _silent)
+
+
+@contextmanager
+def log_replaced(module: LightningModule, log: Callable[..., None]) -> Iterator[None]:
+    """Run the block with another ``self.log``."""
     own = vars(module).get("log")
-    module.log = _silent  # type: ignore[method-assign]
+    module.log = log  # type: ignore[method-assign]
     try:
         yield
     finally:
