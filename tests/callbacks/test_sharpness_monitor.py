@@ -690,4 +690,4 @@ def test_it_is_pickled_and_found_by_its_class_name() -> None:
     instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
     made = instantiate(parser.parse_object({"callback": given})).callback
     assert isinstance(made, SharpnessMonitor)
-    assert (made.on, made.ascent.rho) == ("val", 0.2)
+    assert (made.data, made.ascent.rho) == ("val", 0.2)
