@@ -22,21 +22,14 @@ from lightning_flatmtl.comparison.settings import Settings
 from lightning_flatmtl.functional import delta_m
 from tests.comparison.project import BASE, InProcess, write
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:The dirpath has changed", "ignore:Checkpoint directory", "ignore:.*does not have many"
-)
-
-
-@pytest.fixture(autouse=True)
-def launcher(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InProcess:
-    found = InProcess()
-    monkeypatch.setattr("lightning_flatmtl.comparison.comparison.make_launcher", lambda *_: found)
-    # Seconds for each comparison; they have tests of their own.
-    monkeypatch.setattr("lightning_flatmtl.comparison.comparison.write_figures", lambda *_: ())
-    monkeypatch.setattr("sys.argv", ["flatmtl"])
-    monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    monkeypatch.chdir(tmp_path)
-    return found
+pytestmark = [
+    pytest.mark.usefixtures("launcher"),
+    pytest.mark.filterwarnings(
+        "ignore:The dirpath has changed",
+        "ignore:Checkpoint directory",
+        "ignore:.*does not have many",
+    ),
+]
 
 
 def rows(folder: Path) -> list[dict[str, str]]:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,8 +90,6 @@ def test_a_run_ends_with_its_parent(tmp_path: Path) -> None:
         state = Path(f"/proc/{child}/stat")
         if state.exists() and state.read_text().split()[2] == "Z":
             return
-        import time
-
         time.sleep(0.1)
     os.kill(child, signal.SIGKILL)
     pytest.fail("it lives on")

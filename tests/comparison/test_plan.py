@@ -13,7 +13,8 @@ from lightning_flatmtl.comparison.selection import Selection
 from lightning_flatmtl.comparison.settings import Settings
 from tests.comparison.project import BASE, write
 
-MULTIDIGITS = Path(__file__).parents[2] / "examples" / "multidigits"
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+COMPARISONS = [path for path in EXAMPLES if "\nmethods:\n" in path.read_text("utf-8")]
 
 
 @pytest.fixture(autouse=True)
@@ -21,10 +22,12 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
 
-@pytest.mark.parametrize("path", sorted(MULTIDIGITS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_there_are_comparisons() -> None:
+    assert {"compare", "compare_full", "flatness"} <= {path.stem for path in COMPARISONS}
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_the_comparisons_of_the_examples(path: Path) -> None:
-    if "methods:" not in path.read_text("utf-8"):
-        return
     settings = Settings.load(path)
     plan = make_plan(settings)
     singles = 2 if settings.single_task else 0

@@ -140,13 +140,13 @@ def test_a_run_that_is_killed(start: Start, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_full_disk(start: Start, tmp_path: Path) -> None:
-    """A limit on the size of files stands in for it: checkpoints of the wide net do not fit."""
-    wide = {"class_path": "tests.comparison.project.FullDisk", "init_args": {"kib": 16}}
-    methods = {"LS": [], "wide": [wide], "CAGrad": ["CAGrad"]}
+    """A limit on the size of files stands in for it: the checkpoints of one method do not fit."""
+    full = {"class_path": "tests.comparison.project.FullDisk", "init_args": {"kib": 16}}
+    methods = {"LS": [], "full": [full], "CAGrad": ["CAGrad"]}
     path = write(tmp_path, methods=methods, seeds=[3], single_task=False, select="last")
     out, _ = (process := start(path)).communicate()
     assert process.returncode == 1, out
     rows = table(tmp_path / "out")
     assert [row["status"] for row in rows] == ["done", "failed", "done"]
     assert "File too large" in rows[1]["error"]
-    assert "wide, seed 3: " in (tmp_path / "out/table.md").read_text()
+    assert "full, seed 3: " in (tmp_path / "out/table.md").read_text()
