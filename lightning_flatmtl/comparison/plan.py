@@ -106,6 +106,7 @@ def make_plan(settings: Settings) -> Plan:
             rows[name] = resolve(settings.config, settings.arguments, callbacks)
         except ValueError as error:
             raise ValueError(f"Method '{name}': {error}") from None
+        _refuse_two_of_a_role(name, rows[name])
     _refuse_equal(rows)
     runs = [run for seed in settings.seeds for run in _of_seed(settings, base, rows, tasks, seed)]
     return Plan(tuple(runs), base, tasks)
@@ -192,6 +193,18 @@ def _refuse_methods_in(base: Config) -> None:
             raise ValueError(
                 f"`config` must be a base without a method, got one with {kind.__name__}. Move it "
                 "from the file's `callbacks` to `methods:` of the comparison."
+            )
+
+
+def _refuse_two_of_a_role(name: str, config: Config) -> None:
+    kinds = [class_of(entry) for entry in config["trainer"].get("callbacks") or []]
+    methods = [kind for kind in kinds if kind is not None and issubclass(kind, MethodCallback)]
+    for role in ("Aggregator", "TaskSAM"):
+        found = [kind.__name__ for kind in methods if kind.role == role]
+        if len(found) > 1:
+            raise ValueError(
+                f"Method '{name}' must have at most one {role}, got {' and '.join(found)}. Keep "
+                "one of them."
             )
 
 

@@ -42,6 +42,10 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         {"methods": {"A": [{"class_path": "TaskSAM", "init_args": {"rh": 1}}]}},
         "Method 'A': trainer.callbacks: TaskSAM has no argument 'rh'. Did you mean 'rho'?",
     ),
+    (
+        {"methods": {"A": ["CAGrad", "MGDA"]}},
+        "Method 'A' must have at most one Aggregator, got CAGrad and MGDA. Keep one of them.",
+    ),
     ({"seeds": [0, 1, 0]}, "`seeds` must differ, got 0 more than once."),
     ({"seeds": []}, "`seeds` must be a list of integers >= 0, got []."),
     ({"seeds": [-1]}, "`seeds` must be a list of integers >= 0, got [-1]."),
