@@ -24,7 +24,7 @@ def missing(
 
 
 def broken(what: str, root: Path | str, found: str, layout: str, sources: str) -> ValueError:
-    """The error of files that are there and not what they should be; arguments as for a missing one."""
+    """The error of files that are not what they should be; arguments as for a missing one."""
     return ValueError(_told(what, root, found, layout, sources))
 
 
