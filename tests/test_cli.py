@@ -20,7 +20,7 @@ from lightning_flatmtl import MultiTaskModule, TaskSAM
 from lightning_flatmtl.aggregators import CAGrad
 from lightning_flatmtl.cli import FlatMTLCLI, main
 
-ALL = sorted((Path(__file__).parents[1] / "examples").rglob("*.yaml"))
+ALL = sorted((Path(__file__).parents[1] / "examples" / "multidigits").rglob("*.yaml"))
 EXAMPLES = [path for path in ALL if "\nmodel:\n" in path.read_text("utf-8")]  # others add to these
 SMALL = ["--data.train_pairs=128", "--data.val_pairs=32", "--data.test_pairs=32"]
 QUIET = ["--trainer.enable_progress_bar=false"]

@@ -13,7 +13,7 @@ from lightning_flatmtl.comparison.selection import Selection
 from lightning_flatmtl.comparison.settings import Settings
 from tests.comparison.project import BASE, write
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "multidigits").rglob("*.yaml"))
 COMPARISONS = [path for path in EXAMPLES if "\nmethods:\n" in path.read_text("utf-8")]
 
 

@@ -1,0 +1,1 @@
+"""Small data in the true on-disk formats of the benchmarks, a file for each."""
