@@ -1,5 +1,6 @@
 """Data modules of the benchmarks."""
 
 from lightning_flatmtl.data.multidigits import DigitPairs, MultiDigits
+from lightning_flatmtl.data.multimnist import MNISTPairs, MultiMNIST
 
-__all__ = ["DigitPairs", "MultiDigits"]
+__all__ = ["DigitPairs", "MNISTPairs", "MultiDigits", "MultiMNIST"]

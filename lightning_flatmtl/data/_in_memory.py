@@ -17,26 +17,24 @@ B = TypeVar("B")
 
 
 class InMemory(Dataset[B], Generic[B]):
-    """A data set whose batches are cut out of whole tensors: no loop over samples, no collating.
+    """A data set whose batches can be cut out of whole tensors, see :func:`loader`.
 
-    A subclass says what rows a batch consists of, in :meth:`batch`. A DataLoader of torch asks for
-    a batch through ``__getitems__``, with Lightning's samplers as well.
+    A subclass says what a batch consists of, in :meth:`batch`. Item by item it is an ordinary
+    map-style data set, which any DataLoader takes.
     """
 
     @abstractmethod
     def batch(self, rows: Tensor) -> B:
-        """The samples of the rows, int64 ``[batch]``."""
-
-    def __getitems__(self, indices: Sequence[int]) -> B:
-        return self.batch(torch.as_tensor(indices, dtype=torch.int64))
-
-    @override
-    def __getitem__(self, index: int) -> B:
-        sample: B = first(self.batch(torch.tensor([range(len(self))[index]])))
-        return sample
+        """The samples of the rows, int64 ``[batch]``: a tensor, or a tuple or dict of such."""
 
     @abstractmethod
     def __len__(self) -> int: ...
+
+    @override
+    def __getitem__(self, index: int) -> B:
+        row = range(len(self))[index]  # refuses what is out of range
+        sample: B = _only(self.batch(torch.tensor([row])))
+        return sample
 
 
 def loader(
@@ -48,28 +46,47 @@ def loader(
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> DataLoader[B]:
-    """A loader that takes batches as the data set cuts them."""
+    """A loader without a loop over samples and without collating; its batches are the same.
+
+    Samplers, Lightning's too, work as ever: they say which rows make a batch.
+    """
     return DataLoader(
-        dataset,
+        _Batches(dataset),
         batch_size=batch_size,
         shuffle=shuffle,
         drop_last=drop_last,
         num_workers=num_workers,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
-        collate_fn=as_it_is,
+        collate_fn=_as_it_is,
     )
 
 
-def as_it_is(batch: B) -> B:
-    """Collate nothing: what comes is a batch already."""
+class _Batches(Dataset[B], Generic[B]):
+    """What torch's DataLoader asks for a whole batch at once."""
+
+    def __init__(self, dataset: InMemory[B]) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @override
+    def __getitem__(self, index: int) -> B:
+        return self.dataset[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> B:
+        return self.dataset.batch(torch.as_tensor(indices, dtype=torch.int64))
+
+
+def _as_it_is(batch: B) -> B:
     return batch
 
 
-def first(batch: Any) -> Any:
+def _only(batch: Any) -> Any:
     """The only sample of a batch of one, in the same structure."""
     if isinstance(batch, Tensor):
         return batch[0]
     if isinstance(batch, dict):
-        return {name: first(part) for name, part in batch.items()}
-    return tuple(first(part) for part in batch)
+        return {name: _only(part) for name, part in batch.items()}
+    return tuple(_only(part) for part in batch)

@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from importlib.util import find_spec
-from typing import Literal, TypeVar, get_args
 
-import lightning.pytorch as pl
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
-__all__ = ["DigitPairs", "MultiDigits"]
+from lightning_flatmtl.data._checks import check
+from lightning_flatmtl.data._pairs import SPLITS, TASKS, ImagePairs, PairModule, Split
 
-Batch = tuple[Tensor, dict[str, Tensor]]
-Split = Literal["train", "val", "test"]
-T = TypeVar("T")
+__all__ = ["DigitPairs", "MultiDigits"]
 
 DIGIT_SIZE = 8  # pixels, both ways, of scikit-learn's digits
 DIGIT_MAX = 16.0  # their brightest grey value
 CLASSES = 10
-TASKS = ("left", "right")
-STREAMS = ("split", "train", "val", "test", "noise", "ood")  # one random stream each
 
 
-class DigitPairs(Dataset[Batch]):
+class DigitPairs(ImagePairs):
     """Pairs of digits, the first top-left and the second bottom-right, and where they came from.
 
     Where the two overlap, the brighter pixel wins, as in Multi-MNIST. Item ``i`` is
@@ -62,14 +54,6 @@ class DigitPairs(Dataset[Batch]):
         self.clean_targets = {task: labels[sources[:, k]] for k, task in enumerate(TASKS)}
         self.targets = dict(self.clean_targets)
 
-    def __len__(self) -> int:
-        """Return the number of pairs."""
-        return len(self.images)
-
-    @override
-    def __getitem__(self, index: int) -> Batch:
-        return self.images[index], {task: labels[index] for task, labels in self.targets.items()}
-
     def add_label_noise(self, share: float, generator: torch.Generator) -> None:
         """Replace exactly ``round(share * pairs)`` labels of every task by a different class.
 
@@ -88,7 +72,7 @@ class DigitPairs(Dataset[Batch]):
             self.targets[task][hit] = (labels[hit] + shift) % CLASSES
 
 
-class MultiDigits(pl.LightningDataModule):
+class MultiDigits(PairModule):
     r"""Two tasks on pairs of handwritten digits: which one is top-left, which one bottom-right?
 
     Multi-MNIST in miniature (`Sabour et al., 2017 <https://arxiv.org/abs/1710.09829>`_), composed
@@ -160,29 +144,17 @@ class MultiDigits(pl.LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__()
-        _require_sklearn()
         pairs: dict[Split, int] = {"train": train_pairs, "val": val_pairs, "test": test_pairs}
-        for split, count in pairs.items():
-            _check(count >= 1, f"{split}_pairs", "at least 1", count)
-        _check(DIGIT_SIZE <= canvas <= 2 * DIGIT_SIZE, "canvas", "in [8, 16]", canvas)
-        _check(0 <= label_noise < 1, "label_noise", "in [0, 1)", label_noise)
-        _check(batch_size >= 1, "batch_size", "at least 1", batch_size)
-        _check(
-            batch_size <= train_pairs,
-            "batch_size",
-            f"at most `train_pairs` = {train_pairs}",
-            batch_size,
-        )
-        _check(seed >= 0, "seed", "at least 0", seed)
-        _check(0 < val_fraction < 1, "val_fraction", "in (0, 1)", val_fraction)
-        _check(0 < test_fraction < 1, "test_fraction", "in (0, 1)", test_fraction)
+        super().__init__(pairs, batch_size, seed, num_workers, pin_memory)
+        _require_sklearn()
+        check(DIGIT_SIZE <= canvas <= 2 * DIGIT_SIZE, "canvas", "in [8, 16]", canvas)
+        check(0 <= label_noise < 1, "label_noise", "in [0, 1)", label_noise)
+        check(0 < val_fraction < 1, "val_fraction", "in (0, 1)", val_fraction)
+        check(0 < test_fraction < 1, "test_fraction", "in (0, 1)", test_fraction)
         together = val_fraction + test_fraction
-        _check(together < 1, "val_fraction + test_fraction", "below 1", together)
-        _check(num_workers >= 0, "num_workers", "at least 0", num_workers)
-        self.pairs, self.canvas, self.label_noise, self.seed = pairs, canvas, label_noise, seed
+        check(together < 1, "val_fraction + test_fraction", "below 1", together)
+        self.canvas, self.label_noise = canvas, label_noise
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
-        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
         self.source_indices: dict[Split, Tensor] = {}
         self._datasets: dict[Split, DigitPairs] = {}
 
@@ -193,11 +165,12 @@ class MultiDigits(pl.LightningDataModule):
             return
         digits, labels = _load_digits()
         self.source_indices = self._split(labels)
-        for split in get_args(Split):
+        for split in SPLITS:
             sources = self._draw_pairs(split)
             self._datasets[split] = DigitPairs(digits, labels, sources, self.canvas)
-        self._datasets["train"].add_label_noise(self.label_noise, self._generator("noise"))
+        self._datasets["train"].add_label_noise(self.label_noise, self.generator("noise"))
 
+    @override
     def dataset(self, split: Split) -> DigitPairs:
         """Return a split's data set with its images, labels and sources.
 
@@ -211,56 +184,9 @@ class MultiDigits(pl.LightningDataModule):
             raise RuntimeError("The data does not exist yet: call `setup()` first.")
         return self._datasets[split]
 
-    @override
-    def train_dataloader(self) -> DataLoader[Batch]:
-        pairs = self.dataset("train")
-        ranks = self.trainer.world_size if self.trainer is not None else 1
-        _check(
-            self.batch_size <= math.ceil(len(pairs) / ranks),
-            "batch_size",
-            f"at most `train_pairs` / processes = {len(pairs)} / {ranks}",
-            self.batch_size,
-        )
-        return self._loader(pairs, shuffle=True, drop_last=True)
-
-    @override
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("val"))
-
-    @override
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("test"))
-
-    @override
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        return self._loader(_Images(self.dataset("test").images))
-
-    def ood_dataloader(self) -> DataLoader[Tensor]:
-        """Return images out of domain: the test images with their pixels in another order.
-
-        One order for all of them, of ``seed``. They have the grey values of digits and nothing to
-        be read, see :class:`~lightning_flatmtl.callbacks.Calibration`.
-        """
-        images = self.dataset("test").images
-        order = torch.randperm(images[0].numel(), generator=self._generator("ood"))
-        return self._loader(_Images(images.flatten(1)[:, order].view_as(images)))
-
-    def _loader(
-        self, dataset: Dataset[T], shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[T]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
-        )
-
     def _split(self, labels: Tensor) -> dict[Split, Tensor]:
         """Deal the source images out to the splits, class by class."""
-        generator = self._generator("split")
+        generator = self.generator("split")
         dealt: dict[Split, list[Tensor]] = {"train": [], "val": [], "test": []}
         for label in range(CLASSES):
             images = (labels == label).nonzero().flatten()
@@ -280,28 +206,7 @@ class MultiDigits(pl.LightningDataModule):
         """Draw the two source images of every pair, uniformly and with replacement."""
         images = self.source_indices[split]
         size = (self.pairs[split], len(TASKS))
-        return images[torch.randint(len(images), size, generator=self._generator(split))]
-
-    def _generator(self, purpose: str) -> torch.Generator:
-        """Give every purpose its own stream, so that more noise does not mean other pairs."""
-        words = np.random.SeedSequence([self.seed, STREAMS.index(purpose)]).generate_state(
-            1, np.uint64
-        )
-        return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
-
-
-class _Images(Dataset[Tensor]):
-    """Images without labels, for prediction."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @override
-    def __getitem__(self, index: int) -> Tensor:
-        return self.images[index]
+        return images[torch.randint(len(images), size, generator=self.generator(split))]
 
 
 def _compose(digits: Tensor, sources: Tensor, canvas: int) -> Tensor:
@@ -328,8 +233,3 @@ def _require_sklearn() -> None:
             "`MultiDigits` needs scikit-learn, which is not installed: "
             'run `pip install "lightning-flatmtl[digits]"`.'
         )
-
-
-def _check(holds: bool, name: str, bound: str, value: float) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` must be {bound}, got {value}.")
