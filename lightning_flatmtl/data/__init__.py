@@ -1,7 +1,23 @@
-"""Data modules of the benchmarks."""
+"""Data modules of the benchmarks, and what their samples consist of."""
 
 from lightning_flatmtl.data.celeba import CelebA
+from lightning_flatmtl.data.dense.cityscapes import Cityscapes
+from lightning_flatmtl.data.dense.nyuv2 import NYUv2
+from lightning_flatmtl.data.dense.random_scale_crop import RandomScaleCrop
+from lightning_flatmtl.data.dense.targets import Depth, Normals, Segmentation
 from lightning_flatmtl.data.multidigits import DigitPairs, MultiDigits
 from lightning_flatmtl.data.multimnist import MNISTPairs, MultiMNIST
 
-__all__ = ["CelebA", "DigitPairs", "MNISTPairs", "MultiDigits", "MultiMNIST"]
+__all__ = [
+    "CelebA",
+    "Cityscapes",
+    "Depth",
+    "DigitPairs",
+    "MNISTPairs",
+    "MultiDigits",
+    "MultiMNIST",
+    "NYUv2",
+    "Normals",
+    "RandomScaleCrop",
+    "Segmentation",
+]

@@ -1,0 +1,1 @@
+"""Images with a target for every pixel: segmentation, depth, surface normals."""
