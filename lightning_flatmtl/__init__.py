@@ -12,15 +12,34 @@ if TYPE_CHECKING:
     from lightning_flatmtl.comparison import compare
     from lightning_flatmtl.module import MultiTaskModule
     from lightning_flatmtl.sharpness import TaskSAM
-    from lightning_flatmtl.task import ClassificationTask, Task
+    from lightning_flatmtl.task import (
+        ClassificationTask,
+        DepthTask,
+        NormalsTask,
+        SegmentationTask,
+        Task,
+    )
 
-__all__ = ["ClassificationTask", "MultiTaskModule", "Task", "TaskSAM", "__version__", "compare"]
+__all__ = [
+    "ClassificationTask",
+    "DepthTask",
+    "MultiTaskModule",
+    "NormalsTask",
+    "SegmentationTask",
+    "Task",
+    "TaskSAM",
+    "__version__",
+    "compare",
+]
 
 __version__ = version("lightning-flatmtl")
 
 _HOMES = {
     "ClassificationTask": "task",
+    "DepthTask": "task",
     "MultiTaskModule": "module",
+    "NormalsTask": "task",
+    "SegmentationTask": "task",
     "Task": "task",
     "TaskSAM": "sharpness",
     "compare": "comparison",

@@ -19,6 +19,7 @@ from lightning_flatmtl.functional.con_fig import config_weights
 from lightning_flatmtl.functional.conflict import conflict_rate, cosine_similarity
 from lightning_flatmtl.functional.db_mtl import db_mtl_weights
 from lightning_flatmtl.functional.delta_m import delta_m, relative_improvement
+from lightning_flatmtl.functional.depth import depth_error_sums, depth_loss
 from lightning_flatmtl.functional.dynamic_weight_average import dwa_weights
 from lightning_flatmtl.functional.excess_mtl import ExcessRisk, excess_risk
 from lightning_flatmtl.functional.fairgrad import fairgrad_weights
@@ -31,9 +32,16 @@ from lightning_flatmtl.functional.imtl import imtl_g_weights, imtl_l_gradient, i
 from lightning_flatmtl.functional.mgda import mgda_weights
 from lightning_flatmtl.functional.min_norm import min_norm_weights
 from lightning_flatmtl.functional.nash_mtl import clip_weights, nash_weights
+from lightning_flatmtl.functional.normals import (
+    angle_histogram,
+    histogram_median,
+    normal_angles,
+    normals_loss,
+)
 from lightning_flatmtl.functional.pcgrad import pcgrad_weights
 from lightning_flatmtl.functional.scale_invariant import scale_invariant_weights
 from lightning_flatmtl.functional.sdmgrad import sdmgrad_weights
+from lightning_flatmtl.functional.segmentation import segmentation_loss
 from lightning_flatmtl.functional.softmax import softmax_weights
 from lightning_flatmtl.functional.stch import stch_weights
 from lightning_flatmtl.functional.uncertainty_weighting import (
@@ -47,6 +55,7 @@ __all__ = [
     "ExcessRisk",
     "GradVacResult",
     "aligned_mtl_weights",
+    "angle_histogram",
     "brier_scores",
     "cagrad_weights",
     "calibration_bins",
@@ -57,6 +66,8 @@ __all__ = [
     "cosine_similarity",
     "db_mtl_weights",
     "delta_m",
+    "depth_error_sums",
+    "depth_loss",
     "dwa_weights",
     "excess_risk",
     "fairgrad_weights",
@@ -66,17 +77,21 @@ __all__ = [
     "graddrop_direction",
     "gradnorm_gradient",
     "gradvac_weights",
+    "histogram_median",
     "imtl_g_weights",
     "imtl_l_gradient",
     "imtl_l_weights",
     "mgda_weights",
     "min_norm_weights",
     "nash_weights",
+    "normal_angles",
+    "normals_loss",
     "pcgrad_weights",
     "predictive_entropy",
     "relative_improvement",
     "scale_invariant_weights",
     "sdmgrad_weights",
+    "segmentation_loss",
     "softmax_weights",
     "stch_weights",
     "uncertainty_gradient",

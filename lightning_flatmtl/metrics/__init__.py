@@ -7,11 +7,16 @@ from lightning_flatmtl.metrics.calibration import (
     PredictiveEntropy,
 )
 from lightning_flatmtl.metrics.delta_m import DeltaM, delta_m
+from lightning_flatmtl.metrics.depth import DepthError
+from lightning_flatmtl.metrics.normals import NormalAngle, NormalsWithin
 
 __all__ = [
     "BrierScore",
     "DeltaM",
+    "DepthError",
     "ExpectedCalibrationError",
+    "NormalAngle",
+    "NormalsWithin",
     "PredictiveEntropy",
     "delta_m",
     "load_baselines",

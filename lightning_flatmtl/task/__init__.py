@@ -2,5 +2,8 @@
 
 from lightning_flatmtl.task._base import Task
 from lightning_flatmtl.task.classification import ClassificationTask
+from lightning_flatmtl.task.depth import DepthTask
+from lightning_flatmtl.task.normals import NormalsTask
+from lightning_flatmtl.task.segmentation import SegmentationTask
 
-__all__ = ["ClassificationTask", "Task"]
+__all__ = ["ClassificationTask", "DepthTask", "NormalsTask", "SegmentationTask", "Task"]
