@@ -5,6 +5,7 @@ from lightning_flatmtl.callbacks.gradient_conflict import GradientConflict
 from lightning_flatmtl.callbacks.loss_landscape import LossLandscape
 from lightning_flatmtl.callbacks.noise_robustness import NoiseRobustness
 from lightning_flatmtl.callbacks.sharpness_monitor import SharpnessMonitor
+from lightning_flatmtl.callbacks.task_average import TaskAverage
 
 __all__ = [
     "Calibration",
@@ -12,4 +13,5 @@ __all__ = [
     "LossLandscape",
     "NoiseRobustness",
     "SharpnessMonitor",
+    "TaskAverage",
 ]

@@ -21,6 +21,7 @@ from lightning_flatmtl.functional.db_mtl import db_mtl_weights
 from lightning_flatmtl.functional.delta_m import delta_m, relative_improvement
 from lightning_flatmtl.functional.depth import depth_error_sums, depth_loss
 from lightning_flatmtl.functional.dynamic_weight_average import dwa_weights
+from lightning_flatmtl.functional.error_rate import wrong_predictions
 from lightning_flatmtl.functional.excess_mtl import ExcessRisk, excess_risk
 from lightning_flatmtl.functional.fairgrad import fairgrad_weights
 from lightning_flatmtl.functional.famo import famo_gradient, famo_weights
@@ -97,4 +98,5 @@ __all__ = [
     "uncertainty_gradient",
     "uncertainty_weights",
     "upgrad_weights",
+    "wrong_predictions",
 ]

@@ -8,13 +8,16 @@ from lightning_flatmtl.metrics.calibration import (
 )
 from lightning_flatmtl.metrics.delta_m import DeltaM, delta_m
 from lightning_flatmtl.metrics.depth import DepthError
+from lightning_flatmtl.metrics.error_rate import ErrorRate, MeanErrorRate
 from lightning_flatmtl.metrics.normals import NormalAngle, NormalsWithin
 
 __all__ = [
     "BrierScore",
     "DeltaM",
     "DepthError",
+    "ErrorRate",
     "ExpectedCalibrationError",
+    "MeanErrorRate",
     "NormalAngle",
     "NormalsWithin",
     "PredictiveEntropy",

@@ -1,15 +1,19 @@
 """A classification task with a linear head."""
 
+from typing import Literal
+
 from torch import nn
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_flatmtl.metrics.error_rate import ErrorRate
 from lightning_flatmtl.task._base import Task
 
 __all__ = ["ClassificationTask"]
 
 
 class ClassificationTask(Task):
-    """A classification task with a linear head, cross-entropy and accuracy.
+    """A classification task with a linear head, cross-entropy and accuracy or error rate.
 
     Args:
         name: Names the task in batches, logs and messages.
@@ -17,6 +21,10 @@ class ClassificationTask(Task):
         num_classes: Number of classes.
         label_smoothing: Smoothing of the targets, in ``[0, 1]``.
         missing: How a missing label looks, see :class:`Task`.
+        metric: What is logged beside the loss: ``"accuracy"`` or ``"error_rate"``, one minus it.
+
+    Raises:
+        ValueError: If ``metric`` is neither.
 
     Example:
         >>> task = ClassificationTask("left", in_features=64, num_classes=10)
@@ -31,11 +39,17 @@ class ClassificationTask(Task):
         num_classes: int,
         label_smoothing: float = 0.0,
         missing: float | None = None,
+        metric: Literal["accuracy", "error_rate"] = "accuracy",
     ) -> None:
+        if metric not in {"accuracy", "error_rate"}:
+            raise ValueError(f"`metric` must be 'accuracy' or 'error_rate', got {metric!r}.")
+        logged: Metric = ErrorRate()
+        if metric == "accuracy":
+            logged = MulticlassAccuracy(num_classes, average="micro")
         super().__init__(
             name,
             head=nn.Linear(in_features, num_classes),
             loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
-            metrics={"accuracy": MulticlassAccuracy(num_classes, average="micro")},
+            metrics={metric: logged},
             missing=missing,
         )

@@ -18,6 +18,7 @@ from torchmetrics.wrappers import MultitaskWrapper, Running
 import lightning_flatmtl.metrics
 from lightning_flatmtl.functional.delta_m import delta_m
 from lightning_flatmtl.metrics import DeltaM
+from tests.functional import test_delta_m as published
 
 BASELINES = {"digit/accuracy": 0.5, "size/mse": 2.0, "size/mae": 1.0}
 
@@ -364,6 +365,35 @@ def test_lightning_logs_and_resets_it(tmp_path):
         want = expected(list(batches(seed=seed)))
         assert result["val/delta_m_epoch"] == pytest.approx(want, rel=1e-5)
     assert module.epochs[1] == pytest.approx(want, rel=1e-5)
+
+
+# --- published tables ----------------------------------------------------------------------------
+
+TABLES = {
+    "nyuv2": (published.NYU_METRICS, published.NYU_STL, published.NYU_ROWS),
+    "cityscapes": (published.CITY_METRICS, published.CITY_STL, published.CITY_ROWS),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_published_rows_come_out_of_the_metric(table):
+    """The figures of a table, fed as if they were those of two batches each."""
+    names, stl, rows = TABLES[table]
+    metric = DeltaM(
+        {name: MeanMetric() for name in names},
+        dict(zip(names, stl, strict=True)),
+        sign="drop",
+        higher_is_better={name: name not in published.LOWER_IS_BETTER for name in names},
+    )
+    for row, printed in rows.values():
+        metric.reset()
+        for share in (0.9, 1.1):
+            values = {n: torch.tensor(v * share) for n, v in zip(names, row, strict=True)}
+            metric.update(values, dict.fromkeys(names, torch.tensor(1.0)))
+        assert metric.compute().item() == pytest.approx(
+            published.published(names, row, stl), abs=1e-3
+        )
+        assert metric.compute().item() == pytest.approx(printed, abs=0.17)
 
 
 # --- bad input -----------------------------------------------------------------------------------
