@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from lightning_flatmtl.module import MultiTaskModule
     from lightning_flatmtl.sharpness import TaskSAM
     from lightning_flatmtl.task import (
+        BinaryTask,
         ClassificationTask,
         DepthTask,
         NormalsTask,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     )
 
 __all__ = [
+    "BinaryTask",
     "ClassificationTask",
     "DepthTask",
     "MultiTaskModule",
@@ -35,6 +37,7 @@ __all__ = [
 __version__ = version("lightning-flatmtl")
 
 _HOMES = {
+    "BinaryTask": "task",
     "ClassificationTask": "task",
     "DepthTask": "task",
     "MultiTaskModule": "module",

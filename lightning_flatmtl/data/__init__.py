@@ -1,6 +1,7 @@
 """Data modules of the benchmarks, and what their samples consist of."""
 
 from lightning_flatmtl.data.celeba import CelebA
+from lightning_flatmtl.data.census_income import CensusIncome, CensusRows
 from lightning_flatmtl.data.dense.cityscapes import Cityscapes
 from lightning_flatmtl.data.dense.nyuv2 import NYUv2
 from lightning_flatmtl.data.dense.random_scale_crop import RandomScaleCrop
@@ -10,6 +11,8 @@ from lightning_flatmtl.data.multimnist import MNISTPairs, MultiMNIST
 
 __all__ = [
     "CelebA",
+    "CensusIncome",
+    "CensusRows",
     "Cityscapes",
     "Depth",
     "DigitPairs",

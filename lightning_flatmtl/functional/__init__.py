@@ -8,6 +8,7 @@ losses are computed from vectors ``[m]``, likewise. None of this needs Lightning
 
 from lightning_flatmtl.functional._convergence import ConvergenceWarning
 from lightning_flatmtl.functional.aligned_mtl import aligned_mtl_weights
+from lightning_flatmtl.functional.auroc import auroc
 from lightning_flatmtl.functional.cagrad import cagrad_weights
 from lightning_flatmtl.functional.calibration import (
     brier_scores,
@@ -57,6 +58,7 @@ __all__ = [
     "GradVacResult",
     "aligned_mtl_weights",
     "angle_histogram",
+    "auroc",
     "brier_scores",
     "cagrad_weights",
     "calibration_bins",

@@ -1,5 +1,6 @@
 """Metrics of the benchmarks, on top of torchmetrics."""
 
+from lightning_flatmtl.metrics.auroc import LogitAUROC
 from lightning_flatmtl.metrics.baselines import load_baselines
 from lightning_flatmtl.metrics.calibration import (
     BrierScore,
@@ -17,6 +18,7 @@ __all__ = [
     "DepthError",
     "ErrorRate",
     "ExpectedCalibrationError",
+    "LogitAUROC",
     "MeanErrorRate",
     "NormalAngle",
     "NormalsWithin",
