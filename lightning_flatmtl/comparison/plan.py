@@ -165,6 +165,9 @@ def _cut(base: Config, task: str) -> Config | None:
     given = config["model"]["init_args"]
     given["tasks"] = [entry for entry in given["tasks"] if entry["init_args"]["name"] == task]
     given["baselines"] = None  # they have all tasks
+    encoder = given.get("encoder") or {}
+    if "tasks" in encoder.get("init_args", {}):  # an encoder such as MTAN, with parts by task
+        encoder["init_args"]["tasks"] = [task]
     return config if given["tasks"] else None
 
 

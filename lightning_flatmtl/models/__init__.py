@@ -1,16 +1,25 @@
 """Trunks of the benchmarks. A model knows neither aggregators nor sharpness."""
 
 from lightning_flatmtl.models.conv_encoder import ConvEncoder
+from lightning_flatmtl.models.deeplab_head import DeepLabV3Head
 from lightning_flatmtl.models.dense_head import DenseHead, UnitLength
+from lightning_flatmtl.models.dilated_resnet import DilatedResNetEncoder
 from lightning_flatmtl.models.lenet_encoder import LeNetEncoder
 from lightning_flatmtl.models.mlp_encoder import MLPEncoder
+from lightning_flatmtl.models.mtan import MTAN, MTANFeatures
 from lightning_flatmtl.models.resnet_encoder import ResNetEncoder
+from lightning_flatmtl.models.segnet import SegNet
 
 __all__ = [
+    "MTAN",
     "ConvEncoder",
+    "DeepLabV3Head",
     "DenseHead",
+    "DilatedResNetEncoder",
     "LeNetEncoder",
     "MLPEncoder",
+    "MTANFeatures",
     "ResNetEncoder",
+    "SegNet",
     "UnitLength",
 ]
