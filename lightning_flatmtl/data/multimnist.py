@@ -27,7 +27,11 @@ _SETS: dict[Variant, tuple[type[MNIST], type[MNIST]]] = {
     "fashion": (FashionMNIST, FashionMNIST),
     "mixed": (MNIST, FashionMNIST),
 }
-_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+_FILES = tuple(
+    f"{split}-{kind}-ubyte"
+    for split in ("train", "t10k")
+    for kind in ("images-idx3", "labels-idx1")
+)
 _LAYOUT = """{root}/
   {name}/raw/train-images-idx3-ubyte
   {name}/raw/train-labels-idx1-ubyte
@@ -253,7 +257,7 @@ def _read(kind: type[MNIST], root: Path, train: bool) -> Singles:
     told = (f"MultiMNIST (`root`) needs {name}", root)
     help_ = (_LAYOUT.format(root=root, name=name), _SOURCES[name])
     for file in _FILES:
-        path = root / name / "raw" / (file if train else file.replace("train", "t10k"))
+        path = root / name / "raw" / file
         if not path.is_file():
             packed = path.with_name(path.name + ".gz")
             hint = f", but {packed.name} is: unpack it with gunzip" if packed.is_file() else ""
