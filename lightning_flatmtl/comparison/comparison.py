@@ -154,6 +154,7 @@ class Comparison:
             list(dict.fromkeys(job.run.method for job in self.jobs if not job.run.task)),
             self.plan.tasks,
             wanted=settings.metrics,
+            improving=settings.delta_m,
             directions={**_said(self.jobs), **settings.higher_is_better},
             reference=next((m for m, callbacks in settings.methods.items() if not callbacks), None),
         )

@@ -12,7 +12,7 @@ _SHARE = re.compile(
 )
 
 
-def named(wanted: Iterable[str], logged: Iterable[str]) -> list[str]:
+def named(wanted: Iterable[str], logged: Iterable[str], setting: str = "metrics") -> list[str]:
     """The logged names that are meant: ``left/accuracy`` is ``test/left/accuracy``.
 
     Raises:
@@ -27,7 +27,7 @@ def named(wanted: Iterable[str], logged: Iterable[str]) -> list[str]:
                 break
         else:
             raise ValueError(
-                f"`metrics` must be what the runs log, got '{name}'. "
+                f"`{setting}` must be what the runs log, got '{name}'. "
                 f"{nearest(name, [k.removeprefix('test/') for k in known])}They log: "
                 f"{', '.join(known)}."
             )

@@ -42,7 +42,7 @@ def rehearse(
     Raises:
         ValueError: If a metric or a monitored figure is not logged.
     """
-    if settings.metrics is None and settings.select.monitor is None:
+    if settings.metrics is settings.delta_m is settings.select.monitor is None:
         return
     config = copy.deepcopy(base)
     config["trainer"] |= _ONE_BATCH
@@ -59,8 +59,11 @@ def rehearse(
     result = folder.result
     if result is None:
         return
+    shown = [*result["metrics"], *result["final"]]
     if settings.metrics is not None:
-        named(settings.metrics, [*result["metrics"], *result["final"]])
+        shown = named(settings.metrics, shown)
+    if settings.delta_m is not None:
+        named(settings.delta_m, shown, "delta_m")
     if settings.select.monitor is not None:
         _check_monitor(settings.select.monitor, list(result["final"]))
 

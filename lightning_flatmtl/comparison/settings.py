@@ -19,7 +19,7 @@ SINGLE_TASK = "single-task"
 
 _KEYS = (
     "config", "methods", "single_task", "seeds", "seed_keys", "select", "metrics",
-    "higher_is_better", "tasks", "output", "resources",
+    "delta_m", "higher_is_better", "tasks", "output", "resources",
 )  # fmt: skip
 
 
@@ -50,6 +50,7 @@ class Settings:
         seed_keys: What follows the seed in the configuration, by dotted names.
         select: Which epochs are tested.
         metrics: Test metrics of the table; ``None`` for all.
+        delta_m: Those of them that Delta_m is made of; ``None`` for all of tasks.
         higher_is_better: Directions of metrics that do not say it themselves.
         tasks: Names of the tasks, where the configuration of the model has none.
         output: The folder of runs, tables and figures.
@@ -64,6 +65,7 @@ class Settings:
     seed_keys: tuple[str, ...] = ("seed_everything",)
     select: Selection = field(default_factory=Selection)
     metrics: tuple[str, ...] | None = None
+    delta_m: tuple[str, ...] | None = None
     higher_is_better: dict[str, bool] = field(default_factory=dict)
     tasks: tuple[str, ...] | None = None
     output: Path = Path("runs/compare")
@@ -118,6 +120,7 @@ class Settings:
             seed_keys=_words("seed_keys", given.get("seed_keys", ["seed_everything"])),
             select=Selection.of(given.get("select")),
             metrics=_optional_words("metrics", given.get("metrics")),
+            delta_m=_optional_words("delta_m", given.get("delta_m")),
             higher_is_better=_directions(given.get("higher_is_better") or {}),
             tasks=_optional_words("tasks", given.get("tasks")),
             output=Path(output if output is not None else given.get("output", "runs/compare")),

@@ -147,6 +147,7 @@ def summarize(
     tasks: Sequence[str],
     *,
     wanted: Sequence[str] | None = None,
+    improving: Sequence[str] | None = None,
     directions: Mapping[str, bool] | None = None,
     reference: str | None = None,
 ) -> Summary:
@@ -157,6 +158,7 @@ def summarize(
         methods: The methods in the order of the table.
         tasks: The names of the tasks.
         wanted: The metrics of the table; all by default.
+        improving: Those that Delta_m is made of; by default all of tasks.
         directions: Whether higher is better, by metric.
         reference: The method that cost is relative to; the first by default.
 
@@ -170,7 +172,10 @@ def summarize(
     names = [name for name in names if name != DELTA_M]
     higher = {name: direction_of(name, said) for name in names}
     values = _values(done, names, tasks)
-    compared = _compared(names, tasks, wanted is not None)
+    if improving is not None and done:
+        compared = named(improving, names, "delta_m")
+    else:
+        compared = _compared(names, tasks, wanted is not None)
     unknown = [name for name in compared if higher[name] is None]
     notes = []
     if unknown:

@@ -59,6 +59,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "must be logged in validation, got 'val/los'. Did you mean 'val/loss'?",
     ),
     ({"metrics": ["sign/hit"]}, "got 'sign/hit'. Did you mean 'sign/hits'? They log: "),
+    ({"delta_m": ["sign/hit"]}, "`delta_m` must be what the runs log, got 'sign/hit'."),
     ({"metrics": ["a", "a"]}, "`metrics` must be different names"),
     ({"metric": ["a"]}, "A comparison has no setting 'metric'. Did you mean 'metrics'?"),
     ({"tasks": None}, "`single_task` needs the names of the tasks"),

@@ -35,6 +35,27 @@ def summed(given: list[dict[str, Any]], **more: Any) -> Summary:
     return summarize(given, METHODS, TASKS, **{"reference": "LS", **more})
 
 
+def test_delta_m_of_the_metrics_that_are_named() -> None:
+    given = rows()
+    names = ["left/accuracy", "right/accuracy", "left/loss"]
+    everything = summed(given, wanted=names)
+    chosen = summed(given, wanted=names, improving=["right/accuracy"])
+    by = {(r["method"], r["task"], r["seed"]): r for r in given}
+    for method in METHODS:
+        gains = [
+            100 * by[method, "", s]["test/right/accuracy"]
+            / by["single-task", "right", s]["test/right/accuracy"] - 100
+            for s in range(3)
+        ]  # fmt: skip
+        assert chosen.figures[method][DELTA_M].mean == pytest.approx(np.mean(gains), rel=1e-9)
+        assert everything.figures[method][DELTA_M].mean != pytest.approx(np.mean(gains), rel=1e-3)
+    assert [c.name for c in chosen.columns] == [c.name for c in everything.columns]
+    with pytest.raises(
+        ValueError, match=r"`delta_m` must be what the runs log, got 'right/acuracy'"
+    ):
+        summed(given, improving=["right/acuracy"])
+
+
 def test_means_deviations_delta_m_and_cost() -> None:
     given = rows()
     found = summed(given)
