@@ -42,7 +42,8 @@ def rehearse(
     Raises:
         ValueError: If a metric or a monitored figure is not logged.
     """
-    if settings.metrics is settings.delta_m is settings.select.monitor is None:
+    named_figures = (settings.metrics, settings.delta_m, settings.select.monitor)
+    if all(figure is None for figure in named_figures):
         return
     config = copy.deepcopy(base)
     config["trainer"] |= _ONE_BATCH
