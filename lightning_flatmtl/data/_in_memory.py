@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -76,7 +77,8 @@ class _Batches(Dataset[B], Generic[B]):
         return self.dataset[index]
 
     def __getitems__(self, indices: Sequence[int]) -> B:
-        return self.dataset.batch(torch.as_tensor(indices, dtype=torch.int64))
+        # By way of NumPy: torch takes four times as long to read a list.
+        return self.dataset.batch(torch.from_numpy(np.fromiter(indices, np.int64, len(indices))))
 
 
 def _as_it_is(batch: B) -> B:
