@@ -18,8 +18,10 @@ def shown_columns(summary: Summary) -> list[Column]:
     columns = list(summary.columns)
     if len(columns) > _WIDEST:
         columns = [column for column in columns if not is_loss(column.name)] or columns
-    if len(columns) > _WIDEST:  # the averages stand for them
-        columns = [column for column in columns if column.average is None]
+    if len(columns) > _WIDEST:  # the averages stand for them, those of losses too
+        columns = [column for column in summary.columns if column.average is None]
+    if len(columns) > _WIDEST:
+        columns = [column for column in columns if not is_loss(column.name)]
     return columns
 
 

@@ -175,6 +175,29 @@ def test_a_wide_table_shows_averages() -> None:
     assert [column.name for column in shown_columns(found)] == ["average/accuracy", COST]
 
 
+def test_the_averages_of_forty_tasks_are_read_at_a_glance() -> None:
+    """CelebA: an error and a loss of forty tasks and their single-task networks."""
+    tasks = [f"t{index}" for index in range(40)]
+    common = {k: v for k, v in row("LS", 0).items() if not k.startswith("test/")}
+
+    def of(tasks: list[str], error: float) -> dict[str, float]:
+        errors = {f"test/{task}/error_rate": error for task in tasks}
+        return errors | {f"test/{task}/loss": 2 * error for task in tasks}
+
+    given = [
+        *({**common, "method": "single-task", "task": t, **of([t], 0.08)} for t in tasks),
+        {**common, **of(tasks, 0.1)},
+        {**common, "method": "F-LS", **of(tasks, 0.09)},
+    ]
+    found = summarize(given, ["LS", "F-LS"], tasks)
+    names = [column.name for column in shown_columns(found)]
+    assert names == ["average/error_rate", "average/loss", DELTA_M, COST]
+    head, _, *rows = markdown(found).splitlines()[:5]
+    assert head.startswith("| method | average error rate [%] ↓ | average loss ↓ | Delta_m [%] ↑ |")
+    assert rows[0].startswith("| single-task | 8.00 | 0.1600 | 0 |")
+    assert rows[2].startswith("| F-LS | **9.00** | **0.1800** | **-12.50** |")
+
+
 @pytest.mark.parametrize(
     ("name", "task", "rest"),
     [
