@@ -1,6 +1,6 @@
 """CelebA in small: the files of torchvision's CelebA, a few faces that can be told apart."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,20 +37,26 @@ def write_picture(path: Path, picture: torch.Tensor) -> None:
     Image.fromarray(picture.permute(1, 2, 0).numpy()).save(path, quality=95)
 
 
-def write_celeba(root: Path, splits: Sequence[int] = SPLITS, seed: int = 0) -> Path:
+def write_celeba(
+    root: Path,
+    splits: Sequence[int] = SPLITS,
+    seed: int = 0,
+    picture: Callable[[int, int], torch.Tensor] = face,
+) -> Path:
     """Write lists and images, splits one after another as in the true list.
 
     Args:
         root: The folder that gets ``celeba``.
         splits: Images of training, validation and test.
         seed: Seed of images and labels.
+        picture: Gives the image of a row and the seed, uint8 ``[3, 218, 178]``.
     """
     base = root / "celeba"
     (base / "img_align_celeba").mkdir(parents=True)
     count = sum(splits)
     names = [f"{number:06d}.jpg" for number in range(1, count + 1)]
     for row, name in enumerate(names):
-        write_picture(base / "img_align_celeba" / name, face(row, seed))
+        write_picture(base / "img_align_celeba" / name, picture(row, seed))
     table = [" ".join(f"{value:2d}" for value in row) for row in labels(count, seed)]
     header = [str(count), " ".join(CelebA.ATTRIBUTES) + " "]  # the true header ends with a space
     _write(base / "list_attr_celeba.txt", header, names, table)
