@@ -120,7 +120,9 @@ class Pack:
         for name in names:
             if (path := self._root / split / name).is_dir():
                 return path
-        raise self._missing(f"the folder `{split}/{'` or `'.join(names)}` is missing")
+        raise self._missing(
+            f"the folder `{'` or `'.join(f'{split}/{name}' for name in names)}` is missing"
+        )
 
     def _counted(self) -> int:
         """The number of images, the same for every quantity."""
