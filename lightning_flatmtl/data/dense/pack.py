@@ -108,7 +108,8 @@ class Pack:
         """
         values = self.read(name, index)
         labels = values.to(torch.int64)
-        if not bool((labels == values).all() & (labels >= -1).all() & (labels < classes).all()):
+        lowest, highest = labels.aminmax()
+        if lowest < -1 or highest >= classes or not torch.equal(labels.to(values.dtype), values):
             found = values[(labels != values) | (labels < -1) | (labels >= classes)][0].item()
             path = self._shown(self._file(name, index))
             raise self._broken(

@@ -79,6 +79,8 @@ class RandomScaleCrop(v2.Transform):
 
     @override
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if params["scale"] == 1:
+            return inpt
         enlarged = self._call_kernel(
             F.resized_crop,
             inpt,

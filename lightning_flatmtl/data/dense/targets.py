@@ -86,9 +86,10 @@ def _moved(functional: Callable[..., Any], target: Target, *args: Any, **kwargs:
     """
     if "fill" in kwargs:
         kwargs["fill"] = None
-    plain = tv_tensors.Mask(_plain(target) - target.unlabelled)
+    values, offset = _plain(target), target.unlabelled
+    plain = tv_tensors.Mask(values - offset if offset else values)
     moved = _plain(functional(plain, *args, **kwargs))
-    return tv_tensors.wrap(moved + target.unlabelled, like=target)
+    return tv_tensors.wrap(moved + offset if offset else moved, like=target)
 
 
 def _flipped(functional: Callable[..., Any], channel: int, normals: Normals) -> Any:
