@@ -5,7 +5,8 @@
 Writes synthetic packs (float64, as large as the real ones) into a temporary folder, and prints
 images per second of the training loader, augmented, at the published batch sizes; the best of three
 epochs after the first one, which starts the workers. The files lie in the page cache by then, so
-the speed of a disk is not in the figures. Also printed: how long ``setup`` looks the files over.
+the speed of a disk is not in the figures. Also printed: how long ``setup`` looks the files over and
+the processor time of an image without workers, which a busy machine does not lengthen much.
 """
 
 import argparse
@@ -36,6 +37,18 @@ def measure(data: NYUv2 | Cityscapes, workers: int) -> float:
     return len(loader) * data.batch_size / min(seconds(loader) for _ in range(3))
 
 
+def processor(data: NYUv2 | Cityscapes) -> float:
+    """Milliseconds of processor time of an image, the least of three epochs."""
+    data.num_workers = 0
+    loader = data.train_dataloader()
+    taken = []
+    for _ in range(3):
+        start = time.process_time()
+        seconds(loader)
+        taken.append((time.process_time() - start) / (len(loader) * data.batch_size) * 1e3)
+    return min(taken)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=64, help="training images of a pack")
@@ -54,6 +67,7 @@ def main() -> None:
             data.setup()
             looked = (time.perf_counter() - start) / (given.images + 2) * 1e3
             print(f"\n{kind.what}, batches of {data.batch_size}; setup {looked:.2f} ms per image")
+            print(f"  processor time: {processor(data):.1f} ms per image")
             for workers in given.workers:
                 print(f"  {workers} workers: {measure(data, workers):7.0f} images/s")
 

@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from torch import nn
 from torchvision import tv_tensors
 from torchvision.transforms import v2
@@ -378,3 +379,24 @@ def test_a_fit_with_and_without_validation(pack, share):
     assert trainer.global_step == 2
     validated = any(name.startswith("val/") for name in trainer.callback_metrics)
     assert validated == (share > 0)
+
+
+# --- from a file ---------------------------------------------------------------------------------
+
+
+def test_a_transform_from_a_configuration(pack):
+    parser = ArgumentParser()
+    parser.add_class_arguments(NYUv2, "data")
+    jitter = {
+        "class_path": "torchvision.transforms.v2.ColorJitter",
+        "init_args": {"brightness": [0.5, 0.5]},
+    }
+    given = {"root": str(pack), "augment": False, "num_workers": 0, "transform": jitter}
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes
+    data = instantiate(parser.parse_object({"data": given})).data
+    data.setup()
+    plain = module(pack, augment=False)
+    darker, targets = data.dataset("train")[0]
+    image, same = plain.dataset("train")[0]
+    assert torch.allclose(darker, image * 0.5)
+    assert all(torch.equal(targets[task], same[task]) for task in same)
