@@ -12,7 +12,13 @@ import torch.distributed as dist
 from torch import Tensor
 from torchmetrics.classification import BinaryAUROC, MulticlassAUROC
 
-from lightning_flatmtl.metrics import BrierScore, ErrorRate, MeanErrorRate, PredictiveEntropy
+from lightning_flatmtl.metrics import (
+    BrierScore,
+    ErrorRate,
+    LogitAUROC,
+    MeanErrorRate,
+    PredictiveEntropy,
+)
 from tests.ddp.cases import case
 from tests.ddp.worker import Place
 
@@ -64,6 +70,8 @@ def run(place: Place) -> dict[str, Any]:
                 if kind == "binary"
                 else MulticlassAUROC(CLASSES, average=None),
             }
+            if kind == "binary":
+                metrics["logit auroc"] = LogitAUROC()
             for name, metric in metrics.items():
                 half = len(z) // 2  # two batches
                 metric.update(z[:half], y[:half])
@@ -108,7 +116,9 @@ def test_they_are_numpys(runs: Any, kind: str, size: int) -> None:
         assert found[f"{kind}/entropy"] == pytest.approx(entropy, rel=1e-12)
         assert found[f"{kind}/error"] == (p.argmax(1) != y).mean()
         if kind == "binary":
-            assert found["binary/auroc"] == pytest.approx(auroc(p[:, 1], y == 1), abs=1e-6)
+            area = auroc(p[:, 1], y == 1)
+            assert found["binary/auroc"] == pytest.approx(area, abs=1e-6)
+            assert found["binary/logit auroc"] == pytest.approx(area, rel=1e-12)
         else:
             areas = [auroc(p[:, c], y == c) for c in range(CLASSES)]
             assert found[f"{kind}/auroc"] == pytest.approx(areas, abs=1e-6)
