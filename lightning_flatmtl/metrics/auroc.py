@@ -20,7 +20,7 @@ class LogitAUROC(Metric):
     :func:`lightning_flatmtl.functional.auroc` has the formula. It is the value of torchmetrics'
     ``BinaryAUROC`` without thresholds, which cannot take logits safely: a batch whose logits happen
     to lie within [0, 1] is taken for probabilities there and ranked against the sigmoid of the
-    other batches. All logits are kept, 5 bytes a sample.
+    other batches. All logits are kept, 16 bytes a sample.
 
     Logits and targets are ``[n]`` or of any other common shape; targets are 0 or 1, of any type.
 
@@ -43,6 +43,8 @@ class LogitAUROC(Metric):
         super().__init__(**kwargs)
         self.add_state("logits", [], dist_reduce_fx="cat")
         self.add_state("labels", [], dist_reduce_fx="cat")
+        # What a process without samples brings to the others is of this type; so is all else.
+        self.set_dtype(torch.float64)
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add samples.
@@ -55,11 +57,11 @@ class LogitAUROC(Metric):
                 "`preds` must be binary logits of the shape of the targets, got "
                 f"{list(preds.shape)} and {list(target.shape)}."
             )
-        self.logits.append(preds.detach().flatten())
-        self.labels.append(target.flatten() == 1)
+        self.logits.append(preds.detach().flatten().double())
+        self.labels.append((target.flatten() == 1).double())
 
     def compute(self) -> Tensor:
         """The area over all samples, NaN if a class has none."""
-        if not self.logits:
+        if isinstance(self.logits, list) and not self.logits:  # a tensor once processes have met
             return torch.full((), torch.nan, dtype=torch.float64, device=self.device)
         return auroc(dim_zero_cat(self.logits), dim_zero_cat(self.labels))

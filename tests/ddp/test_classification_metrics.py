@@ -77,6 +77,12 @@ def run(place: Place) -> dict[str, Any]:
                 metric.update(z[:half], y[:half])
                 metric.update(z[half:], y[half:])
                 found[f"{kind}/{name}"] = metric.compute().tolist()
+        z, y = dense("binary")
+        alone = LogitAUROC()  # only the first process has samples
+        if place.rank == 0:
+            alone.update(z, y)
+        found["alone"] = alone.compute().item()
+        found["none"] = LogitAUROC().compute().item()
         z, y = mine(place, *labels_missing())
         mean = MeanErrorRate(TASKS, missing=-1)
         mean.update(z, y)
@@ -119,6 +125,8 @@ def test_they_are_numpys(runs: Any, kind: str, size: int) -> None:
             area = auroc(p[:, 1], y == 1)
             assert found["binary/auroc"] == pytest.approx(area, abs=1e-6)
             assert found["binary/logit auroc"] == pytest.approx(area, rel=1e-12)
+            assert found["alone"] == pytest.approx(area, rel=1e-12)
+            assert np.isnan(found["none"])
         else:
             areas = [auroc(p[:, c], y == c) for c in range(CLASSES)]
             assert found[f"{kind}/auroc"] == pytest.approx(areas, abs=1e-6)
