@@ -102,7 +102,7 @@ def angle_histogram(angles: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> angle_histogram(torch.tensor([0.005, 0.01, 180.0]))[[0, 1, -1]]
+        >>> angle_histogram(torch.tensor([0.005, 0.015, 180.0]))[[0, 1, -1]]
         tensor([1, 1, 1])
     """
     edges = torch.arange(1, 180 * BINS_PER_DEGREE, dtype=torch.float64, device=angles.device)

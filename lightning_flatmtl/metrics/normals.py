@@ -73,7 +73,7 @@ class NormalAngle(_Angles):
         >>> from lightning_flatmtl.metrics import NormalAngle
         >>> predictions = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
         >>> NormalAngle()(predictions, torch.tensor([1.0, 0.0, 0.0]).expand(3, 3))
-        tensor(30.0000, dtype=torch.float64)
+        tensor(30., dtype=torch.float64)
     """
 
     higher_is_better = False
