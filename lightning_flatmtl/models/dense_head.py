@@ -61,7 +61,9 @@ class UnitLength(nn.Module):
     """
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """Divide by the length over the second axis."""
+        """Divide by the length over the second axis; the result is in float32 at least."""
+        # Squares of half precision overflow from 256 on.
+        vectors = vectors.to(torch.promote_types(vectors.dtype, torch.float32))
         squares = vectors.square().sum(1, keepdim=True)
         # The root of what is not 0: the gradient at 0 is that of the identity, not NaN.
         return vectors * torch.where(squares > 0, squares, 1.0).rsqrt()

@@ -94,6 +94,11 @@ def test_a_vector_of_0_stays_and_has_the_gradient_of_the_identity() -> None:
     )
 
 
+def test_lengths_of_half_precision_do_not_overflow() -> None:
+    found = UnitLength()(torch.tensor([[300.0, 400.0]], dtype=torch.float16))
+    torch.testing.assert_close(found, torch.tensor([[0.6, 0.8]]))
+
+
 def test_the_head_is_drawn_as_published() -> None:
     torch.manual_seed(0)
     first, second = DenseHead(64, 13)
