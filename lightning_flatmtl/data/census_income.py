@@ -20,6 +20,7 @@ from lightning_flatmtl.data._census_files import (
     read_columns,
     unreadable,
 )
+from lightning_flatmtl.data._checks import check
 from lightning_flatmtl.data._in_memory import InMemory, loader
 
 __all__ = ["CensusIncome", "CensusRows"]
@@ -145,10 +146,10 @@ class CensusIncome(pl.LightningDataModule):
         pin_memory: bool = False,
     ) -> None:
         super().__init__()
-        _check(batch_size >= 1, "batch_size", "at least 1", batch_size)
-        _check(0 < val_fraction < 1, "val_fraction", "in (0, 1)", val_fraction)
-        _check(seed >= 0, "seed", "at least 0", seed)
-        _check(num_workers >= 0, "num_workers", "at least 0", num_workers)
+        check(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        check(0 < val_fraction < 1, "val_fraction", "in (0, 1)", val_fraction)
+        check(seed >= 0, "seed", "at least 0", seed)
+        check(num_workers >= 0, "num_workers", "at least 0", num_workers)
         self.root, self.val_fraction, self.seed = Path(root), val_fraction, seed
         self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
         self.categories: dict[str, tuple[str, ...]] = {}
@@ -189,7 +190,7 @@ class CensusIncome(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         rows = self.dataset("train")
         ranks = self.trainer.world_size if self.trainer is not None else 1
-        _check(
+        check(
             self.batch_size <= math.ceil(len(rows) / ranks),
             "batch_size",
             f"at most training rows / processes = {len(rows)} / {ranks}",
@@ -297,8 +298,3 @@ class CensusIncome(pl.LightningDataModule):
 def _part(rows: CensusRows, chosen: Tensor) -> CensusRows:
     targets = {task: labels[chosen] for task, labels in rows.targets.items()}
     return CensusRows(rows.numeric[chosen], rows.categorical[chosen], targets)
-
-
-def _check(holds: bool, name: str, bound: str, value: float) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` must be {bound}, got {value}.")

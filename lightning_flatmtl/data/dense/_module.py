@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from typing_extensions import override
 
+from lightning_flatmtl.data._checks import check
 from lightning_flatmtl.data.dense.images import DenseImages, ImagesAlone, Sample, Transform
 from lightning_flatmtl.data.dense.pack import Pack, Quantity
 from lightning_flatmtl.data.dense.random_scale_crop import RandomScaleCrop
@@ -55,10 +56,10 @@ class DenseDataModule(pl.LightningDataModule, ABC):
         pin_memory: bool,
     ) -> None:
         super().__init__()
-        _check(batch_size >= 1, "batch_size", "at least 1", batch_size)
-        _check(0 <= val_fraction < 1, "val_fraction", "in [0, 1)", val_fraction)
-        _check(seed >= 0, "seed", "at least 0", seed)
-        _check(num_workers >= 0, "num_workers", "at least 0", num_workers)
+        check(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        check(0 <= val_fraction < 1, "val_fraction", "in [0, 1)", val_fraction)
+        check(seed >= 0, "seed", "at least 0", seed)
+        check(num_workers >= 0, "num_workers", "at least 0", num_workers)
         self.root, self.batch_size, self.val_fraction = root, batch_size, val_fraction
         self.seed, self.augment, self.transform = seed, augment, transform
         self.num_workers, self.pin_memory = num_workers, pin_memory
@@ -106,7 +107,7 @@ class DenseDataModule(pl.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader[Sample]:
         images = self.dataset("train")
         ranks = self.trainer.world_size if self.trainer is not None else 1
-        _check(
+        check(
             self.batch_size <= math.ceil(len(images) / ranks),
             "batch_size",
             f"at most training images / processes = {len(images)} / {ranks}",
@@ -167,8 +168,3 @@ class DenseDataModule(pl.LightningDataModule, ABC):
             pin_memory=self.pin_memory,
             persistent_workers=self.num_workers > 0,
         )
-
-
-def _check(holds: bool, name: str, bound: str, value: float) -> None:
-    if not holds:
-        raise ValueError(f"`{name}` must be {bound}, got {value}.")
