@@ -67,6 +67,7 @@ class RunRecord(Callback):
         self.folder = RunFolder(Path(folder))
         self.selection = Selection.of(select)
         self._curves, self._cost = Curves(), Cost()
+        self._validated = False
         self._streams = RandomStreams()
         self._keeps_streams = False
         self._told = 0.0
@@ -179,12 +180,19 @@ class RunRecord(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
         self._exchange_streams(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._cost.end_epoch(trainer.global_step)
-        figures = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Lightning keeps the figures of the last validation: an epoch without one has none.
+        figures = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if self._validated or not name.startswith("val")
+        }
+        self._validated = False
         figures |= self._mean_loss(trainer, pl_module)
         self._curves.add(trainer.current_epoch, trainer.global_step, figures)
         if trainer.is_global_zero:

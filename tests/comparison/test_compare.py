@@ -15,6 +15,7 @@ import lightning_flatmtl
 from lightning_flatmtl.cli import main
 from lightning_flatmtl.comparison import compare as room
 from lightning_flatmtl.comparison.comparison import Comparison, compare
+from lightning_flatmtl.comparison.curves import TRAIN_LOSS, read_curves
 from lightning_flatmtl.comparison.folder import RunFolder
 from lightning_flatmtl.comparison.jobs import State
 from lightning_flatmtl.comparison.record import RunRecord
@@ -153,6 +154,16 @@ def test_what_is_done_is_kept(tmp_path: Path, launcher: InProcess) -> None:
     assert [row for row in more if row["method"] == "LS" and row["seed"] == 3] == [
         row for row in first if row["method"] == "LS"
     ]
+
+
+def test_curves_have_validations_where_there_was_one(tmp_path: Path, launcher: InProcess) -> None:
+    path = write(tmp_path, methods={"LS": []}, seeds=[3], single_task=False)
+    given = ["--trainer.max_epochs=5", "--trainer.check_val_every_n_epoch=2"]
+    compare(path, *given)
+    (folder,) = (tmp_path / "out/runs").glob("LS-*")
+    curves = read_curves(folder / "curves.csv")
+    assert list(curves["val/loss"]) == [1, 3]
+    assert list(curves[TRAIN_LOSS]) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("callbacks", [[], ["CAGrad"]], ids=["plain", "taken over"])
