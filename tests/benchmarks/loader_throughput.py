@@ -3,14 +3,16 @@
     python -m tests.benchmarks.loader_throughput multimnist --root data
 
 Prints batches per second of the training loader, steps per second of the comparison's F-CAGrad
-without a loader, and their ratio; the median of the rounds, which alternate. Seconds are those of the
-process on a CPU, which other programs do not lengthen.
+without a loader, and their ratio; the median of the rounds, which alternate. Seconds are those of
+the process on a CPU, which other programs do not lengthen.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import os
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -74,7 +76,7 @@ def seconds_per_batch(take: Callable[[], Any], count: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("benchmark", choices=["multimnist", "census_income"])
-    parser.add_argument("--root", default="data")
+    parser.add_argument("--root", type=Path, default=Path("data"))
     parser.add_argument("--small", action="store_true", help="add small.yaml (multimnist)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
@@ -84,7 +86,9 @@ def main() -> None:
     configs = [f"{arguments.benchmark}/base.yaml"]
     configs += [f"{arguments.benchmark}/small.yaml"] if arguments.small else []
     clock = Clock()
-    cli = built(configs, [f"--data.root={arguments.root}", "--trainer.accelerator=cpu"])
+    root = arguments.root.absolute()
+    os.chdir(tempfile.mkdtemp())  # Lightning writes config.yaml into the working directory
+    cli = built(configs, [f"--data.root={root}", "--trainer.accelerator=cpu"])
     cli.datamodule.setup("fit")
     endless = batches(cli.datamodule)
     cli.trainer.callbacks.append(clock)
