@@ -65,12 +65,27 @@ def test_every_documented_name_exists() -> None:
         assert hasattr(importlib.import_module(module), name), full
 
 
+def listed_below(page: Path) -> set[Path]:
+    """The pages of a page's toctree, and of theirs."""
+    found: set[Path] = set()
+    for toctree in re.findall(r"```{toctree}\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+        for line in toctree.split("\n"):
+            if line and not line.startswith(":"):
+                other = (page.parent / f"{line}.md").resolve()
+                found |= {other} | listed_below(other)
+    return found
+
+
 def test_every_page_is_reachable() -> None:
-    for index in (DOCS / "index.md", DOCS / "api" / "index.md", DOCS / "methods" / "index.md"):
-        (toctree,) = re.findall(r"```{toctree}\n(.*?)```", index.read_text("utf-8"), re.DOTALL)
-        listed = {line for line in toctree.split() if not line.startswith(":")}
-        pages = {page.stem for page in index.parent.glob("*.md")} - {"index"}
-        assert pages <= listed, f"{index} does not list {sorted(pages - listed)}"
+    included = re.compile(r"```{include} (\S+)")
+    parts = {
+        (page.parent / name).resolve()
+        for page in DOCS.rglob("*.md")
+        for name in included.findall(page.read_text("utf-8"))
+    }
+    index = (DOCS / "index.md").resolve()
+    pages = {page.resolve() for page in DOCS.rglob("*.md")} - {index} - parts
+    assert pages == listed_below(index)
 
 
 def introduced(page: Path) -> list[str]:
