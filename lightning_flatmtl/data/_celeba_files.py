@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_flatmtl.data._folders import broken, missing
+from lightning_flatmtl.data._splits import SPLITS, Split
 
 __all__ = ["ATTRIBUTES", "CelebAFiles", "broken_celeba", "read_celeba"]
 
@@ -24,8 +25,6 @@ ATTRIBUTES = (
     "Wearing_Lipstick", "Wearing_Necklace", "Wearing_Necktie", "Young",
 )  # fmt: skip
 """The attributes in the order of the header of ``list_attr_celeba.txt``."""
-
-SPLITS = ("train", "val", "test")  # 0, 1, 2 in list_eval_partition.txt
 
 _LAYOUT = """
 celeba/img_align_celeba/000001.jpg ... 202599.jpg   aligned and cropped faces, 178 x 218
@@ -52,7 +51,7 @@ class CelebAFiles:
     images: Path
     names: tuple[str, ...]
     labels: Tensor
-    rows: dict[str, Tensor]
+    rows: dict[Split, Tensor]
 
     def path(self, row: int) -> Path:
         """The image of a row."""
@@ -81,6 +80,7 @@ def read_celeba(root: Path) -> CelebAFiles:
     if absent:
         found = f"{len(absent)} of {len(names)} images are missing, the first is `{absent[0]}`"
         raise missing("CelebA (`root`)", root, found, _LAYOUT, _SOURCES)
+    # The file has 0, 1 and 2, in the order of the splits.
     rows = {split: (splits == k).nonzero().flatten() for k, split in enumerate(SPLITS)}
     return CelebAFiles(images, names, labels, rows)
 

@@ -9,16 +9,16 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from typing_extensions import override
 
-__all__ = ["InMemory", "loader"]
+__all__ = ["Batches", "InMemory", "InputsAlone", "as_it_is"]
 
 B = TypeVar("B")
 
 
 class InMemory(Dataset[B], Generic[B]):
-    """A data set whose batches can be cut out of whole tensors, see :func:`loader`.
+    """A data set whose batches can be cut out of whole tensors, see :class:`Batches`.
 
     A subclass says what a batch consists of, in :meth:`batch`. Item by item it is an ordinary
     map-style data set, which any DataLoader takes.
@@ -38,33 +38,34 @@ class InMemory(Dataset[B], Generic[B]):
         return sample
 
 
-def loader(
-    dataset: InMemory[B],
-    batch_size: int,
-    *,
-    shuffle: bool = False,
-    drop_last: bool = False,
-    num_workers: int = 0,
-    pin_memory: bool = False,
-) -> DataLoader[B]:
-    """A loader without a loop over samples and without collating; its batches are the same.
+class InputsAlone(InMemory[Any]):
+    """The inputs of samples ``(inputs, targets)``, for prediction.
 
-    Samplers, Lightning's too, work as ever: they say which rows make a batch.
+    Args:
+        dataset: The samples.
     """
-    return DataLoader(
-        _Batches(dataset),
-        batch_size=batch_size,
-        shuffle=shuffle,
-        drop_last=drop_last,
-        num_workers=num_workers,
-        pin_memory=pin_memory,
-        persistent_workers=num_workers > 0,
-        collate_fn=_as_it_is,
-    )
+
+    def __init__(self, dataset: InMemory[Any]) -> None:
+        self.dataset = dataset
+
+    @override
+    def batch(self, rows: Tensor) -> Any:
+        return self.dataset.batch(rows)[0]
+
+    @override
+    def __len__(self) -> int:
+        return len(self.dataset)
 
 
-class _Batches(Dataset[B], Generic[B]):
-    """What torch's DataLoader asks for a whole batch at once."""
+class Batches(Dataset[B], Generic[B]):
+    """What torch's DataLoader asks for a whole batch at once: no loop over samples, no collating.
+
+    The batches are the same, and samplers, Lightning's too, work as ever: they say which rows make
+    a batch.
+
+    Args:
+        dataset: Whose batches these are.
+    """
 
     def __init__(self, dataset: InMemory[B]) -> None:
         self.dataset = dataset
@@ -81,7 +82,8 @@ class _Batches(Dataset[B], Generic[B]):
         return self.dataset.batch(torch.from_numpy(np.fromiter(indices, np.int64, len(indices))))
 
 
-def _as_it_is(batch: B) -> B:
+def as_it_is(batch: B) -> B:
+    """Collate nothing: what comes is a batch."""
     return batch
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from abc import abstractmethod
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,15 +11,14 @@ from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_flatmtl.data._checks import check
-from lightning_flatmtl.data._in_memory import InMemory, loader
+from lightning_flatmtl.data._in_memory import InMemory
+from lightning_flatmtl.data._splits import Split, SplitModule
 
-__all__ = ["SPLITS", "TASKS", "ImagePairs", "PairModule", "Split"]
+__all__ = ["TASKS", "ImagePairs", "PairModule"]
 
 Batch = tuple[Tensor, dict[str, Tensor]]
-Split = Literal["train", "val", "test"]
-T = TypeVar("T")
+P = TypeVar("P", bound="ImagePairs")
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
 TASKS = ("left", "right")
 # One random stream each; new ones come last, so that the others stay what they are.
 STREAMS = (
@@ -51,8 +47,8 @@ class ImagePairs(InMemory[Batch]):
         return floats(self.images[rows]), targets
 
 
-class PairModule(pl.LightningDataModule):
-    """Splits, loaders and random streams; a subclass composes the pairs.
+class PairModule(SplitModule[P]):
+    """Splits and random streams of pairs; a subclass composes them.
 
     Args:
         pairs: Number of pairs of every split, at least 1.
@@ -70,44 +66,13 @@ class PairModule(pl.LightningDataModule):
         num_workers: int,
         pin_memory: bool,
     ) -> None:
-        super().__init__()
+        super().__init__(batch_size, num_workers, pin_memory)
         for split, count in pairs.items():
             check(count >= 1, f"{split}_pairs", "at least 1", count)
-        check(batch_size >= 1, "batch_size", "at least 1", batch_size)
         most = f"at most `train_pairs` = {pairs['train']}"
         check(batch_size <= pairs["train"], "batch_size", most, batch_size)
         check(seed >= 0, "seed", "at least 0", seed)
-        check(num_workers >= 0, "num_workers", "at least 0", num_workers)
         self.pairs, self.seed = pairs, seed
-        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
-
-    @abstractmethod
-    def dataset(self, split: Split) -> ImagePairs:
-        """Return a split's pairs; RuntimeError before ``setup``."""
-
-    @override
-    def train_dataloader(self) -> DataLoader[Batch]:
-        pairs = self.dataset("train")
-        ranks = self.trainer.world_size if self.trainer is not None else 1
-        check(
-            self.batch_size <= math.ceil(len(pairs) / ranks),
-            "batch_size",
-            f"at most `train_pairs` / processes = {len(pairs)} / {ranks}",
-            self.batch_size,
-        )
-        return self._loader(pairs, shuffle=True, drop_last=True)
-
-    @override
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("val"))
-
-    @override
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("test"))
-
-    @override
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        return self._loader(_Images(self.dataset("test").images))
 
     def ood_dataloader(self) -> DataLoader[Tensor]:
         """Return images out of domain: the test images with their pixels in another order.
@@ -115,9 +80,9 @@ class PairModule(pl.LightningDataModule):
         One order for all of them, of ``seed``. They have the grey values of the test images and
         nothing to be read, see :class:`~lightning_flatmtl.callbacks.Calibration`.
         """
-        images = self.dataset("test").images
-        order = torch.randperm(images[0].numel(), generator=self.generator("ood"))
-        return self._loader(_Images(images.flatten(1)[:, order].view_as(images)))
+        pairs = self.dataset("test")
+        order = torch.randperm(pairs.images[0].numel(), generator=self.generator("ood"))
+        return self.loader(_Shuffled(pairs, order))
 
     def generator(self, purpose: str) -> torch.Generator:
         """Give every purpose its own stream, so that more noise does not mean other pairs."""
@@ -126,31 +91,20 @@ class PairModule(pl.LightningDataModule):
         )
         return torch.Generator().manual_seed(int(words[0] >> np.uint64(1)))
 
-    def _loader(
-        self, dataset: InMemory[T], shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[T]:
-        return loader(
-            dataset,
-            self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-        )
 
+class _Shuffled(InMemory[Tensor]):
+    """Images with their pixels in another order, without labels."""
 
-class _Images(InMemory[Tensor]):
-    """Images without labels, for prediction."""
-
-    def __init__(self, images: Tensor) -> None:
-        self.images = images
+    def __init__(self, pairs: ImagePairs, order: Tensor) -> None:
+        self.pairs, self.order = pairs, order
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.pairs)
 
     @override
     def batch(self, rows: Tensor) -> Tensor:
-        return floats(self.images[rows])
+        images, _ = self.pairs.batch(rows)
+        return images.flatten(1)[:, self.order].view_as(images)
 
 
 def floats(images: Tensor) -> Tensor:

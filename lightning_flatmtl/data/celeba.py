@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
 from torchvision import datasets
 from typing_extensions import override
 
@@ -24,160 +20,13 @@ from lightning_flatmtl.data._celeba_files import (
 )
 from lightning_flatmtl.data._checks import check
 from lightning_flatmtl.data._image_cache import ImageCache
-from lightning_flatmtl.data._in_memory import InMemory, loader
+from lightning_flatmtl.data._in_memory import InMemory
+from lightning_flatmtl.data._splits import SplitModule
+from lightning_flatmtl.hosting.names import nearest
 
 __all__ = ["CelebA"]
 
 Batch = tuple[Tensor, dict[str, Tensor]]
-Split = Literal["train", "val", "test"]
-
-
-class CelebA(pl.LightningDataModule):
-    """Forty binary attributes of 202,599 faces, a task each.
-
-    The data are those of `Liu et al., 2015 <https://arxiv.org/abs/1411.7766>`_ in the files of
-    ``torchvision.datasets.CelebA``, with the official partition: 162,770 images to train with,
-    19,867 for validation, 19,962 for testing, no person in two of them. Of the lists only the
-    attributes and the partition are read.
-
-    A batch is ``(images, {attribute: labels})``: images float32 ``[batch, 3, size, size]`` in
-    [0, 1], RGB, labels int64 ``[batch]``, 1 where the face has the attribute. The aligned image of
-    218 x 178 pixels is resized as a whole, by Pillow's bilinear filter (which antialiases), so that
-    its sides shrink unequally, as in the published experiments. Those subtract the mean colour
-    too; here the network's first normalisation does. There is no augmentation. The prediction
-    loader yields the test images alone.
-
-    Decoding is slow: with ``cache`` every image is decoded once, into a file of ``3 size^2`` bytes
-    an image (2.5 GB at 64 pixels) that is mapped into memory. What is broken off goes on.
-
-    Args:
-        root: The folder that holds ``celeba``.
-        attributes: The attributes that are tasks, in this order; all forty by default.
-        size: Height and width of an image in pixels, at least 1.
-        cache: The folder of the decoded images; without one they are decoded anew every time.
-        download: Whether torchvision fetches what is missing (``pip install gdown``). It compares
-            checksums of all lists.
-        batch_size: Images in a batch (per process), at least 1. The last, incomplete batch of
-            training is left out.
-        num_workers: Worker processes of every loader, and to fill the cache, at least 0. With a
-            filled cache 0 is usually enough.
-        pin_memory: Whether loaders copy batches to page-locked memory, which speeds up the way to
-            a GPU.
-
-    Attributes:
-        ATTRIBUTES: The names of all forty, in the order of the files.
-
-    Raises:
-        ValueError: If an argument is out of its bounds, files are broken or a cache does not fit.
-        FileNotFoundError: In ``setup``, if files are missing; it says which, and where they are.
-
-    Example:
-        >>> from lightning_flatmtl.data import CelebA
-        >>> data = CelebA("data", attributes=["Smiling", "Young"], cache="data/celeba_cache")
-        >>> len(CelebA.ATTRIBUTES), CelebA.ATTRIBUTES[0]
-        (40, '5_o_Clock_Shadow')
-    """
-
-    ATTRIBUTES = ATTRIBUTES
-
-    def __init__(
-        self,
-        root: str = "data",
-        attributes: list[str] | None = None,
-        size: int = 64,
-        cache: str | None = None,
-        download: bool = False,
-        *,
-        batch_size: int = 256,
-        num_workers: int = 0,
-        pin_memory: bool = False,
-    ) -> None:
-        super().__init__()
-        for name, value, least in (
-            ("size", size, 1),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-        ):
-            check(value >= least, name, f"at least {least}", value)
-        self.root, self.size, self.download = Path(root), size, download
-        self.attributes = _known(attributes)
-        self.cache = None if cache is None else Path(cache)
-        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
-        self._datasets: dict[str, Faces] = {}
-
-    @override
-    def prepare_data(self) -> None:
-        """Download if that is asked for, and fill the cache."""
-        if self.download:
-            datasets.CelebA(str(self.root), download=True)
-        if self.cache is not None:
-            self._pixels(read_celeba(self.root))
-
-    @override
-    def setup(self, stage: str | None = None) -> None:
-        """Read the lists; a second call, whatever its stage, changes nothing."""
-        if self._datasets:
-            return
-        files = read_celeba(self.root)
-        pixels = self._pixels(files)
-        columns = torch.tensor([ATTRIBUTES.index(name) for name in self.attributes])
-        self._datasets = {
-            split: Faces(pixels, rows, self.attributes, files.labels[columns][:, rows])
-            for split, rows in files.rows.items()
-        }
-
-    def dataset(self, split: Split) -> Faces:
-        """The images and labels of a split.
-
-        Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
-
-        Raises:
-            RuntimeError: If ``setup`` has not run.
-        """
-        if not self._datasets:
-            raise RuntimeError("The data does not exist yet: call `setup()` first.")
-        return self._datasets[split]
-
-    @override
-    def train_dataloader(self) -> DataLoader[Batch]:
-        faces = self.dataset("train")
-        ranks = self.trainer.world_size if self.trainer is not None else 1
-        bound = f"at most the images to train with / processes = {len(faces)} / {ranks}"
-        fits = self.batch_size <= math.ceil(len(faces) / ranks)
-        check(fits, "batch_size", bound, self.batch_size)
-        return self._loader(faces, shuffle=True, drop_last=True)
-
-    @override
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("val"))
-
-    @override
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("test"))
-
-    @override
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        return self._loader(_Images(self.dataset("test")))
-
-    def _loader(self, dataset: InMemory[Any], **kwargs: bool) -> DataLoader[Any]:
-        return loader(
-            dataset,
-            self.batch_size,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            **kwargs,
-        )
-
-    def _pixels(self, files: CelebAFiles) -> Decoder | Mapped:
-        decoder = Decoder(files, self.size, self.root)
-        if self.cache is None:
-            return decoder
-        count, size = len(files.names), self.size
-        path = self.cache / f"celeba_{size}x{size}_{count}.npy"
-        cache = ImageCache(path, count, size, decoder.one)
-        cache.fill(self.num_workers)
-        return Mapped(cache)
 
 
 class Decoder:
@@ -251,28 +100,109 @@ class Faces(InMemory[Batch]):
     def __len__(self) -> int:
         return len(self._rows)
 
-    def images(self, rows: Tensor) -> Tensor:
-        """Images, float32 ``[batch, 3, size, size]`` in [0, 1]."""
-        return self._pixels(self._rows[rows]).float().div_(255)
-
     @override
     def batch(self, rows: Tensor) -> Batch:
+        images = self._pixels(self._rows[rows]).float().div_(255)
         labels = self.labels[:, rows].long()
-        return self.images(rows), dict(zip(self.attributes, labels, strict=True))
+        return images, dict(zip(self.attributes, labels, strict=True))
 
 
-class _Images(InMemory[Tensor]):
-    """Images without labels, for prediction."""
+class CelebA(SplitModule[Faces]):
+    """Forty binary attributes of 202,599 faces, a task each.
 
-    def __init__(self, faces: Faces) -> None:
-        self._faces = faces
+    The data are those of `Liu et al., 2015 <https://arxiv.org/abs/1411.7766>`_ in the files of
+    ``torchvision.datasets.CelebA``, with the official partition: 162,770 images to train with,
+    19,867 for validation, 19,962 for testing, no person in two of them. Of the lists only the
+    attributes and the partition are read.
 
-    def __len__(self) -> int:
-        return len(self._faces)
+    A batch is ``(images, {attribute: labels})``: images float32 ``[batch, 3, size, size]`` in
+    [0, 1], RGB, labels int64 ``[batch]``, 1 where the face has the attribute. The aligned image of
+    218 x 178 pixels is resized as a whole, by Pillow's bilinear filter (which antialiases), so that
+    its sides shrink unequally, as in the published experiments. Those subtract the mean colour
+    too; here the network's first normalisation does. There is no augmentation. The prediction
+    loader yields the test images alone.
+
+    Decoding is slow: with ``cache`` every image is decoded once, into a file of ``3 size^2`` bytes
+    an image (2.5 GB at 64 pixels) that is mapped into memory. What is broken off goes on.
+
+    Args:
+        root: The folder that holds ``celeba``.
+        attributes: The attributes that are tasks, in this order; all forty by default.
+        size: Height and width of an image in pixels, at least 1.
+        cache: The folder of the decoded images; without one they are decoded anew every time.
+        download: Whether torchvision fetches what is missing (``pip install gdown``). It compares
+            checksums of all lists.
+        batch_size: Images in a batch (per process), at least 1. The last, incomplete batch of
+            training is left out.
+        num_workers: Worker processes of every loader, and to fill the cache, at least 0. With a
+            filled cache 0 is usually enough.
+        pin_memory: Whether loaders copy batches to page-locked memory, which speeds up the way to
+            a GPU.
+
+    Attributes:
+        ATTRIBUTES: The names of all forty, in the order of the files.
+
+    Raises:
+        ValueError: If an argument is out of its bounds, files are broken or a cache does not fit.
+        FileNotFoundError: In ``setup``, if files are missing; it says which, and where they are.
+
+    Example:
+        >>> from lightning_flatmtl.data import CelebA
+        >>> data = CelebA("data", attributes=["Smiling", "Young"], cache="data/celeba_cache")
+        >>> len(CelebA.ATTRIBUTES), CelebA.ATTRIBUTES[0]
+        (40, '5_o_Clock_Shadow')
+    """
+
+    ATTRIBUTES = ATTRIBUTES
+
+    def __init__(
+        self,
+        root: str = "data",
+        attributes: list[str] | None = None,
+        size: int = 64,
+        cache: str | None = None,
+        download: bool = False,
+        *,
+        batch_size: int = 256,
+        num_workers: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        super().__init__(batch_size, num_workers, pin_memory)
+        check(size >= 1, "size", "at least 1", size)
+        self.root, self.size, self.download = Path(root), size, download
+        self.attributes = _known(attributes)
+        self.cache = None if cache is None else Path(cache)
 
     @override
-    def batch(self, rows: Tensor) -> Tensor:
-        return self._faces.images(rows)
+    def prepare_data(self) -> None:
+        """Download if that is asked for, and fill the cache."""
+        if self.download:
+            datasets.CelebA(str(self.root), download=True)
+        if self.cache is not None:
+            self._pixels(read_celeba(self.root))
+
+    @override
+    def setup(self, stage: str | None = None) -> None:
+        """Read the lists; a second call, whatever its stage, changes nothing."""
+        if self._datasets:
+            return
+        files = read_celeba(self.root)
+        pixels = self._pixels(files)
+        columns = torch.tensor([ATTRIBUTES.index(name) for name in self.attributes])
+        self._datasets = {
+            split: Faces(pixels, rows, self.attributes, files.labels[columns][:, rows])
+            for split, rows in files.rows.items()
+        }
+
+    def _pixels(self, files: CelebAFiles) -> Decoder | Mapped:
+        decoder = Decoder(files, self.size, self.root)
+        if self.cache is None:
+            return decoder
+        count, size = len(files.names), self.size
+        path = self.cache / f"celeba_{size}x{size}_{count}.npy"
+        cache = ImageCache(path, count, size, decoder.one)
+        cache.fill(self.num_workers)
+        return Mapped(cache)
 
 
 def _known(attributes: list[str] | None) -> tuple[str, ...]:
@@ -280,11 +210,9 @@ def _known(attributes: list[str] | None) -> tuple[str, ...]:
         return ATTRIBUTES
     for name in attributes:
         if name not in ATTRIBUTES:
-            near = difflib.get_close_matches(str(name), ATTRIBUTES, n=1)
-            meant = f" Did you mean '{near[0]}'?" if near else ""
             raise ValueError(
                 "`attributes` must be of CelebA's forty (`CelebA.ATTRIBUTES`), got "
-                f"{name!r}.{meant}"
+                f"{name!r}. {nearest(name, ATTRIBUTES)}".rstrip()
             )
     if not attributes or len(set(attributes)) != len(attributes):
         got = "some more than once" if attributes else "none"

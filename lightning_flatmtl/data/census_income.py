@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 from typing_extensions import override
 
 from lightning_flatmtl.data._census_files import (
@@ -21,13 +19,13 @@ from lightning_flatmtl.data._census_files import (
     unreadable,
 )
 from lightning_flatmtl.data._checks import check
-from lightning_flatmtl.data._in_memory import InMemory, loader
+from lightning_flatmtl.data._in_memory import InMemory
+from lightning_flatmtl.data._splits import Split, SplitModule
 
 __all__ = ["CensusIncome", "CensusRows"]
 
 Inputs = dict[str, Tensor]
 Batch = tuple[Inputs, dict[str, Tensor]]
-Split = Literal["train", "val", "test"]
 
 # How many values census-income.names lists of each categorical column.
 _DOCUMENTED = (
@@ -66,22 +64,7 @@ class CensusRows(InMemory[Batch]):
         return len(self.numeric)
 
 
-class _Inputs(InMemory[Inputs]):
-    """Persons without labels, for prediction."""
-
-    def __init__(self, rows: CensusRows) -> None:
-        self.rows = rows
-
-    @override
-    def batch(self, rows: Tensor) -> Inputs:
-        return self.rows.batch(rows)[0]
-
-    @override
-    def __len__(self) -> int:
-        return len(self.rows)
-
-
-class CensusIncome(pl.LightningDataModule):
+class CensusIncome(SplitModule[CensusRows]):
     r"""Does a person earn more than 50,000 dollars, and was he or she never married?
 
     `Census-Income (KDD) <https://archive.ics.uci.edu/dataset/117/census+income+kdd>`_: 199,523
@@ -145,17 +128,13 @@ class CensusIncome(pl.LightningDataModule):
         num_workers: int = 0,
         pin_memory: bool = False,
     ) -> None:
-        super().__init__()
-        check(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        super().__init__(batch_size, num_workers, pin_memory)
         check(0 < val_fraction < 1, "val_fraction", "in (0, 1)", val_fraction)
         check(seed >= 0, "seed", "at least 0", seed)
-        check(num_workers >= 0, "num_workers", "at least 0", num_workers)
         self.root, self.val_fraction, self.seed = Path(root), val_fraction, seed
-        self.batch_size, self.num_workers, self.pin_memory = batch_size, num_workers, pin_memory
         self.categories: dict[str, tuple[str, ...]] = {}
         self.mean = self.std = torch.empty(0, dtype=torch.float64)
         self.source_rows: dict[Split, Tensor] = {}
-        self._datasets: dict[Split, CensusRows] = {}
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -172,55 +151,6 @@ class CensusIncome(pl.LightningDataModule):
             "val": _part(of_train_file, val_rows),
             "test": of_test_file,
         }
-
-    def dataset(self, split: Split) -> CensusRows:
-        """Return a split's rows.
-
-        Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
-
-        Raises:
-            RuntimeError: If ``setup`` has not run.
-        """
-        if not self._datasets:
-            raise RuntimeError("The data is not read yet: call `setup()` first.")
-        return self._datasets[split]
-
-    @override
-    def train_dataloader(self) -> DataLoader[Batch]:
-        rows = self.dataset("train")
-        ranks = self.trainer.world_size if self.trainer is not None else 1
-        check(
-            self.batch_size <= math.ceil(len(rows) / ranks),
-            "batch_size",
-            f"at most training rows / processes = {len(rows)} / {ranks}",
-            self.batch_size,
-        )
-        return self._loader(rows, shuffle=True, drop_last=True)
-
-    @override
-    def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("val"))
-
-    @override
-    def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.dataset("test"))
-
-    @override
-    def predict_dataloader(self) -> DataLoader[Inputs]:
-        return loader(_Inputs(self.dataset("test")), self.batch_size, num_workers=self.num_workers)
-
-    def _loader(
-        self, rows: CensusRows, shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[Batch]:
-        return loader(
-            rows,
-            self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-        )
 
     def _split(self, rows: int) -> tuple[Tensor, Tensor]:
         """Deal the rows of the training file out to training and validation."""

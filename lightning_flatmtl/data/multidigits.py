@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl.data._checks import check
-from lightning_flatmtl.data._pairs import SPLITS, TASKS, ImagePairs, PairModule, Split
+from lightning_flatmtl.data._pairs import TASKS, ImagePairs, PairModule
+from lightning_flatmtl.data._splits import SPLITS, Split
 
 __all__ = ["DigitPairs", "MultiDigits"]
 
@@ -72,7 +73,7 @@ class DigitPairs(ImagePairs):
             self.targets[task][hit] = (labels[hit] + shift) % CLASSES
 
 
-class MultiDigits(PairModule):
+class MultiDigits(PairModule[DigitPairs]):
     r"""Two tasks on pairs of handwritten digits: which one is top-left, which one bottom-right?
 
     Multi-MNIST in miniature (`Sabour et al., 2017 <https://arxiv.org/abs/1710.09829>`_), composed
@@ -156,7 +157,6 @@ class MultiDigits(PairModule):
         self.canvas, self.label_noise = canvas, label_noise
         self.val_fraction, self.test_fraction = val_fraction, test_fraction
         self.source_indices: dict[Split, Tensor] = {}
-        self._datasets: dict[Split, DigitPairs] = {}
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -169,20 +169,6 @@ class MultiDigits(PairModule):
             sources = self._draw_pairs(split)
             self._datasets[split] = DigitPairs(digits, labels, sources, self.canvas)
         self._datasets["train"].add_label_noise(self.label_noise, self.generator("noise"))
-
-    @override
-    def dataset(self, split: Split) -> DigitPairs:
-        """Return a split's data set with its images, labels and sources.
-
-        Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
-
-        Raises:
-            RuntimeError: If ``setup`` has not run.
-        """
-        if not self._datasets:
-            raise RuntimeError("The data does not exist yet: call `setup()` first.")
-        return self._datasets[split]
 
     def _split(self, labels: Tensor) -> dict[Split, Tensor]:
         """Deal the source images out to the splits, class by class."""

@@ -12,7 +12,8 @@ from typing_extensions import override
 
 from lightning_flatmtl.data._checks import check
 from lightning_flatmtl.data._folders import broken, missing
-from lightning_flatmtl.data._pairs import SPLITS, TASKS, ImagePairs, PairModule, Split
+from lightning_flatmtl.data._pairs import TASKS, ImagePairs, PairModule
+from lightning_flatmtl.data._splits import SPLITS, Split
 
 __all__ = ["MNISTPairs", "MultiMNIST"]
 
@@ -91,7 +92,7 @@ class MNISTPairs(ImagePairs):
         }
 
 
-class MultiMNIST(PairModule):
+class MultiMNIST(PairModule[MNISTPairs]):
     r"""Two images of MNIST or Fashion-MNIST in one: what is top-left, what is bottom-right?
 
     The benchmark of `Sabour et al., 2017 <https://arxiv.org/abs/1710.09829>`_ in its three
@@ -165,7 +166,6 @@ class MultiMNIST(PairModule):
         check(0 <= max_shift <= ROOM, "max_shift", f"in [0, {ROOM}]", max_shift)
         self.root, self.variant, self.download = Path(root), variant, download
         self.val_images, self.max_shift = val_images, max_shift
-        self._datasets: dict[Split, MNISTPairs] = {}
 
     @override
     def prepare_data(self) -> None:
@@ -188,20 +188,6 @@ class MultiMNIST(PairModule):
             left, right = of_test if split == "test" else of_training
             sources = self._draw(split, rows, (left, right))
             self._datasets[split] = MNISTPairs(left, right, sources, self._shifts(split))
-
-    @override
-    def dataset(self, split: Split) -> MNISTPairs:
-        """Return a split's pairs with their images, labels, sources and shifts.
-
-        Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
-
-        Raises:
-            RuntimeError: If ``setup`` has not run.
-        """
-        if not self._datasets:
-            raise RuntimeError("The data does not exist yet: call `setup()` first.")
-        return self._datasets[split]
 
     def _rows(self, *sizes: int) -> dict[str, list[Tensor]]:
         """The training images of training and of validation, for the left and the right task.

@@ -126,9 +126,10 @@ def test_the_cache_gives_the_same_images(written, tmp_path, workers):
     plain, cached = prepared(written), prepared(written, cache=str(tmp_path), num_workers=workers)
     for split in ("train", "val", "test"):
         rows = torch.arange(len(plain.dataset(split))).flip(0)
-        assert torch.equal(cached.dataset(split).images(rows), plain.dataset(split).images(rows))
+        decoded, mapped = (data.dataset(split).batch(rows)[0] for data in (plain, cached))
+        assert torch.equal(mapped, decoded)
     images, _ = everything(cached.val_dataloader())
-    assert torch.equal(images, plain.dataset("val").images(torch.arange(4)))
+    assert torch.equal(images, plain.dataset("val").batch(torch.arange(4))[0])
     assert (tmp_path / "celeba_64x64_14.npy").stat().st_size == 14 * 3 * 64 * 64 + 128
 
 
@@ -243,7 +244,7 @@ def test_a_broken_image_is_named(own, share):
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     faces = prepared(own).dataset("val")
     with pytest.raises(ValueError, match="`000007.jpg` cannot be decoded"):
-        faces.images(torch.tensor([0]))
+        faces.batch(torch.tensor([0]))
     with pytest.raises(ValueError, match="`000007.jpg` cannot be decoded"):
         prepared(own, cache=str(own / "cache"))
 

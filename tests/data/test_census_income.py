@@ -241,5 +241,5 @@ def test_what_only_the_data_shows_is_refused(tmp_path) -> None:
         CensusIncome(str(root)).dataset("train")
     with pytest.raises(ValueError, match="`val_fraction` must leave"):
         made(root, val_fraction=0.001)
-    with pytest.raises(ValueError, match="`batch_size` must be at most training rows"):
+    with pytest.raises(ValueError, match="`batch_size` must be at most training samples"):
         made(root, batch_size=49).train_dataloader()

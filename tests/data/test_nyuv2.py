@@ -347,7 +347,7 @@ def test_arguments_out_of_bounds(argument, value, bound):
 
 
 def test_a_batch_larger_than_the_training_images(pack):
-    with pytest.raises(ValueError, match=r"at most training images / processes = 11 / 1, got 12"):
+    with pytest.raises(ValueError, match=r"at most training samples / processes = 11 / 1, got 12"):
         module(pack, batch_size=12).train_dataloader()
 
 

@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from abc import ABC
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar
+from typing import Any, ClassVar
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 from typing_extensions import override
 
 from lightning_flatmtl.data._checks import check
-from lightning_flatmtl.data.dense.images import DenseImages, ImagesAlone, Sample, Transform
+from lightning_flatmtl.data._splits import Split, SplitModule
+from lightning_flatmtl.data.dense.images import DenseImages, ImagesAlone, Transform
 from lightning_flatmtl.data.dense.pack import Pack, Quantity
 from lightning_flatmtl.data.dense.random_scale_crop import RandomScaleCrop
 
-__all__ = ["DenseDataModule", "Split"]
-
-Split = Literal["train", "val", "test"]
-T = TypeVar("T")
+__all__ = ["DenseDataModule"]
 
 RUN = 8
 """Images in a row that are held out together: neighbours often show the same place."""
 
 
-class DenseDataModule(pl.LightningDataModule, ABC):
+class DenseDataModule(SplitModule[DenseImages]):
     """Reads a pack of MTAN; a subclass says what is in it.
 
     Attributes:
@@ -55,16 +49,12 @@ class DenseDataModule(pl.LightningDataModule, ABC):
         num_workers: int,
         pin_memory: bool,
     ) -> None:
-        super().__init__()
-        check(batch_size >= 1, "batch_size", "at least 1", batch_size)
+        super().__init__(batch_size, num_workers, pin_memory)
         check(0 <= val_fraction < 1, "val_fraction", "in [0, 1)", val_fraction)
         check(seed >= 0, "seed", "at least 0", seed)
-        check(num_workers >= 0, "num_workers", "at least 0", num_workers)
-        self.root, self.batch_size, self.val_fraction = root, batch_size, val_fraction
-        self.seed, self.augment, self.transform = seed, augment, transform
-        self.num_workers, self.pin_memory = num_workers, pin_memory
+        self.root, self.val_fraction, self.seed = root, val_fraction, seed
+        self.augment, self.transform = augment, transform
         self.indices: dict[Split, Tensor] = {}
-        self._packs: dict[str, Pack] = {}
 
     @override
     def setup(self, stage: str | None = None) -> None:
@@ -76,67 +66,37 @@ class DenseDataModule(pl.LightningDataModule, ABC):
         """
         if self.indices:
             return
-        self._packs = {folder: self._pack(folder) for folder in ("train", "val")}
-        sizes = {folder: pack.size for folder, pack in self._packs.items()}
+        packs = {folder: self._pack(folder) for folder in ("train", "val")}
+        sizes = {folder: pack.size for folder, pack in packs.items()}
         if sizes["train"] != sizes["val"]:
             raise ValueError(
                 f"{self.what}: images of `train` and `val` must be of one size, got {sizes}."
             )
-        train, val = self._held_out(len(self._packs["train"]))
-        self.indices = {"train": train, "val": val, "test": torch.arange(len(self._packs["val"]))}
-
-    def dataset(self, split: Split) -> DenseImages:
-        """Return the data set of a split; that of ``"train"`` augments.
-
-        Args:
-            split: ``"train"``, ``"val"`` or ``"test"``.
-
-        Raises:
-            RuntimeError: If ``setup`` has not run.
-        """
-        pack = self._read("val" if split == "test" else "train")
-        return DenseImages(
-            pack,
-            self.indices[split].tolist(),
-            [name for name in self.quantities if name != "image"],
-            self.num_classes,
-            self._training_transform() if split == "train" else None,
-        )
+        train, val = self._held_out(len(packs["train"]))
+        self.indices = {"train": train, "val": val, "test": torch.arange(len(packs["val"]))}
+        self._datasets = {
+            "train": self._images(packs["train"], train, self._training_transform()),
+            "val": self._images(packs["train"], val),
+            "test": self._images(packs["val"], self.indices["test"]),
+        }
 
     @override
-    def train_dataloader(self) -> DataLoader[Sample]:
-        images = self.dataset("train")
-        ranks = self.trainer.world_size if self.trainer is not None else 1
-        check(
-            self.batch_size <= math.ceil(len(images) / ranks),
-            "batch_size",
-            f"at most training images / processes = {len(images)} / {ranks}",
-            self.batch_size,
-        )
-        return self._loader(images, shuffle=True, drop_last=True)
+    def inputs(self) -> ImagesAlone:
+        """Return the test images alone."""
+        return ImagesAlone(self.dataset("test"))
 
     @override
     def val_dataloader(self) -> Any:
-        images = self.dataset("val")
-        return self._loader(images) if len(images) else []
-
-    @override
-    def test_dataloader(self) -> DataLoader[Sample]:
-        return self._loader(self.dataset("test"))
-
-    @override
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        return self._loader(ImagesAlone(self._read("val")))
+        return super().val_dataloader() if len(self.dataset("val")) else []
 
     def _pack(self, folder: str) -> Pack:
         what = f"{self.what} (`root`)"
         root = Path(self.root).expanduser()
         return Pack(what, root, folder, self.quantities, self.layout, self.sources)
 
-    def _read(self, folder: str) -> Pack:
-        if not self._packs:
-            raise RuntimeError("The data have not been looked over yet: call `setup()` first.")
-        return self._packs[folder]
+    def _images(self, pack: Pack, rows: Tensor, transform: Transform | None = None) -> DenseImages:
+        tasks = [name for name in self.quantities if name != "image"]
+        return DenseImages(pack, rows.tolist(), tasks, self.num_classes, transform)
 
     def _training_transform(self) -> Transform | None:
         published = [RandomScaleCrop(), v2.RandomHorizontalFlip()] if self.augment else []
@@ -155,16 +115,3 @@ class DenseDataModule(pl.LightningDataModule, ABC):
                 f"got {self.val_fraction} of {count} images."
             )
         return order[held_out:].sort().values, order[:held_out].sort().values
-
-    def _loader(
-        self, dataset: Dataset[T], shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[T]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            drop_last=drop_last,
-            num_workers=self.num_workers,
-            pin_memory=self.pin_memory,
-            persistent_workers=self.num_workers > 0,
-        )

@@ -51,10 +51,14 @@ class DenseImages(Dataset[Sample]):
         """Return the number of images."""
         return len(self._rows)
 
+    def image(self, index: int) -> Tensor:
+        """An image as it is on disk, float32 ``[3, H, W]``."""
+        return self._pack.read("image", self._rows[index])
+
     @override
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
-        image: Tensor = tv_tensors.Image(self._pack.read("image", row))
+        image: Tensor = tv_tensors.Image(self.image(index))
         sample = (image, {task: self._target(task, row) for task in self._tasks})
         if self._transform is not None:
             sample = self._transform(sample)
@@ -70,13 +74,13 @@ class DenseImages(Dataset[Sample]):
 class ImagesAlone(Dataset[Any]):
     """The same images without targets, for prediction."""
 
-    def __init__(self, pack: Pack) -> None:
-        self._pack = pack
+    def __init__(self, images: DenseImages) -> None:
+        self._images = images
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self._pack)
+        return len(self._images)
 
     @override
     def __getitem__(self, index: int) -> Tensor:
-        return self._pack.read("image", range(len(self))[index])
+        return self._images.image(index)
