@@ -18,6 +18,8 @@ from collections import defaultdict
 from pathlib import Path
 from statistics import fmean, stdev
 
+from lightning_flatmtl.comparison.curves import read_curves
+
 Curve = dict[int, dict[str, float]]
 
 
@@ -29,22 +31,19 @@ def passes(method: str, tasks: int) -> int:
 
 def curve_of(run: Path) -> Curve:
     """Accuracy (mean over tasks) and loss of the validations, by the number of epochs trained."""
-    rows: dict[int, dict[str, float]] = defaultdict(dict)
-    with (run / "curves.csv").open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            rows[int(row["epoch"])][row["name"]] = float(row["value"])
-    found: Curve = {}
-    last = None
-    for epoch, values in sorted(rows.items()):
-        of_tasks = [
-            v for n, v in values.items() if n.startswith("val/") and n.endswith("/accuracy")
-        ]
-        loss = values.get("val/loss")
-        if loss is None or loss == last:  # an epoch without validation repeats the last one's
-            continue
-        last = loss
-        found[epoch + 1] = {"accuracy": 100 * fmean(of_tasks), "loss": loss / len(of_tasks)}
-    return found
+    values = read_curves(run / "curves.csv")
+    accuracies = [
+        of_epochs
+        for name, of_epochs in values.items()
+        if name.startswith("val/") and name.endswith("/accuracy")
+    ]
+    return {
+        epoch + 1: {
+            "accuracy": 100 * fmean(of_epochs[epoch] for of_epochs in accuracies),
+            "loss": loss / len(accuracies),
+        }
+        for epoch, loss in values["val/loss"].items()
+    }
 
 
 def curves(folder: Path) -> dict[str, dict[int, Curve]]:

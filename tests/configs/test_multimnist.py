@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from lightning_flatmtl.comparison.curves import TRAIN_LOSS, Curves
 from tests.configs.two_steps import EXAMPLES, rows, two_steps
 from tests.data.writers.multimnist import write
 
@@ -55,13 +56,14 @@ def write_run(folder: Path, method: str, seed: int, accuracies: list[float]) -> 
     code = f"{len(method):08x}"
     run = folder / "runs" / f"{method}-seed{seed}-{code}"
     run.mkdir(parents=True)
-    lines = ["epoch,step,name,value"]
-    for epoch in range(2 * len(accuracies)):
-        if epoch:  # what was logged last is repeated
-            accuracy = accuracies[(epoch - 1) // 2]
-            figures = {"a/accuracy": accuracy, "b/accuracy": accuracy + 0.1, "loss": 2 - accuracy}
-            lines += [f"{epoch},0,val/{name},{value}" for name, value in figures.items()]
-    (run / "curves.csv").write_text("\n".join(lines) + "\n")
+    curves = Curves()
+    for k, accuracy in enumerate(accuracies):
+        figures = {"a/accuracy": accuracy, "b/accuracy": accuracy + 0.1, "loss": 2 - accuracy}
+        curves.add(2 * k, 0, {TRAIN_LOSS: 1.0})
+        curves.add(
+            2 * k + 1, 0, {TRAIN_LOSS: 1.0} | {f"val/{n}": value for n, value in figures.items()}
+        )
+    curves.write(run / "curves.csv")
     return {"method": method, "task": "", "seed": seed, "status": "done", "hash": f"{code}ff"}
 
 
