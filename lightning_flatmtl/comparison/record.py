@@ -67,7 +67,7 @@ class RunRecord(Callback):
         self.folder = RunFolder(Path(folder))
         self.selection = Selection.of(select)
         self._curves, self._cost = Curves(), Cost()
-        self._validated = False
+        self._written: dict[str, Tensor] = {}
         self._streams = RandomStreams()
         self._keeps_streams = False
         self._told = 0.0
@@ -180,24 +180,27 @@ class RunRecord(Callback):
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._validated = not trainer.sanity_checking
         self._exchange_streams(trainer, pl_module)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._cost.end_epoch(trainer.global_step)
-        # Lightning keeps the figures of the last validation: an epoch without one has none.
-        figures = {
-            name: float(value)
-            for name, value in trainer.callback_metrics.items()
-            if self._validated or not name.startswith("val")
-        }
-        self._validated = False
-        figures |= self._mean_loss(trainer, pl_module)
+        figures = self._new_figures(trainer) | self._mean_loss(trainer, pl_module)
         self._curves.add(trainer.current_epoch, trainer.global_step, figures)
         if trainer.is_global_zero:
             self._curves.write(self.folder.curves)
         self._tell(trainer, trainer.current_epoch + 1)
+
+    def _new_figures(self, trainer: Trainer) -> dict[str, float]:
+        """What has been logged since the last epoch's end, whatever it is called.
+
+        Lightning keeps the figures of the last validation, which an epoch without one has not. It
+        makes a new tensor of every figure, also of one that is worth the same as the last.
+        """
+        found = dict(trainer.callback_metrics)
+        new = {n: float(v) for n, v in found.items() if v is not self._written.get(n)}
+        self._written = found
+        return new
 
     def _mean_loss(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
         """The mean over the epoch's batches of all processes; nothing if there was no loss."""

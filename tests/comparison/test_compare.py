@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import yaml
@@ -21,7 +22,7 @@ from lightning_flatmtl.comparison.jobs import State
 from lightning_flatmtl.comparison.record import RunRecord
 from lightning_flatmtl.comparison.settings import Settings
 from lightning_flatmtl.functional import delta_m
-from tests.comparison.project import BASE, InProcess, write
+from tests.comparison.project import BASE, Data, InProcess, Net, write
 
 pytestmark = [
     pytest.mark.usefixtures("launcher"),
@@ -80,10 +81,7 @@ def test_the_whole_of_it(tmp_path: Path, launcher: InProcess) -> None:
 
 def test_a_run_is_the_training_that_it_says(tmp_path: Path) -> None:
     """The same numbers as by hand, with the epoch of the smallest validation loss."""
-    import lightning.pytorch as pl
-
     from lightning_flatmtl.aggregators import CAGrad
-    from tests.comparison.project import Data, Net
 
     results = compare(write(tmp_path, seeds=[3], single_task=False, tasks=None))
     pl.seed_everything(3)
@@ -116,9 +114,6 @@ def test_a_single_task_is_trained_alone(tmp_path: Path) -> None:
         task: torch.load(path / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
         for task, path in paths.items()
     }
-    import lightning.pytorch as pl
-
-    from tests.comparison.project import Data, Net
 
     class Alone(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
@@ -164,6 +159,39 @@ def test_curves_have_validations_where_there_was_one(tmp_path: Path, launcher: I
     curves = read_curves(folder / "curves.csv")
     assert list(curves["val/loss"]) == [1, 3]
     assert list(curves[TRAIN_LOSS]) == [0, 1, 2, 3, 4]
+
+
+class OwnNames(Net):
+    """Validation logs what does not begin with "val", and a name of training's."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        self.log("both", float(self.current_epoch), on_step=False, on_epoch=True)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("both", -1.0)
+        self.log("dev/loss", self._losses(batch)[1]["size"])
+        self.log("dev/same", 1.0)
+
+
+def test_curves_do_not_ask_for_names(tmp_path: Path) -> None:
+    record = RunRecord(str(tmp_path))
+    trainer = pl.Trainer(
+        max_epochs=5,
+        check_val_every_n_epoch=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[record],
+    )
+    trainer.fit(OwnNames(), Data(seed=3))
+    curves = read_curves(record.folder.curves)
+    assert list(curves["dev/loss"]) == [1, 3]
+    assert curves["dev/same"] == {1: 1.0, 3: 1.0}
+    assert curves["both"] == {epoch: float(epoch) for epoch in range(5)}
+    assert list(curves["train_loss"]) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("callbacks", [[], ["CAGrad"]], ids=["plain", "taken over"])
