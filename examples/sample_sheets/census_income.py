@@ -1,13 +1,15 @@
-"""Census-Income: shares of the labels, and attributes by label.
+"""Census-Income: shares of the labels, and attributes by label; how many persons have a twin.
 
 python examples/sample_sheets/census_income.py --root data
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import torch
 
 from lightning_flatmtl.data import CensusIncome
 
@@ -19,6 +21,22 @@ TASKS = {"income": "over 50,000 dollars", "never_married": "never married"}
 NUMBERS = ("age", "weeks worked")
 CATEGORIES = ("education", "tax filer status", "household summary")
 COLORS = ("#8da0cb", "#d95f02")
+
+
+def twins(data: CensusIncome) -> str:
+    """How many persons are equal to another in all features and both labels."""
+    rows = {}
+    for split in ("train", "val", "test"):
+        part = data.dataset(split)
+        labels = torch.stack(list(part.targets.values()), dim=1)
+        table = torch.cat([part.numeric, part.categorical, labels], dim=1)
+        rows[split] = [row.tobytes() for row in table.numpy()]
+    known = Counter(rows["train"] + rows["val"])
+    several = sum(count for count in known.values() if count > 1)
+    found = sum(row in known for row in rows["test"])
+    return (
+        f"twins: {several:,} of {known.total():,} rows; {found:,} of {len(rows['test']):,} in test"
+    )
 
 
 def shares(axis: Axes, data: CensusIncome) -> None:
@@ -77,6 +95,7 @@ def main() -> None:
     arguments = parser.parse_args()
     data = CensusIncome(arguments.root)
     data.setup()
+    print(twins(data))
     figure, axes = plt.subplots(2, 4, figsize=(15, 7), layout="constrained")
     figure.suptitle(
         f"Census-Income (KDD), {len(data.dataset('train')):,} training rows; blue: no, orange: yes",

@@ -1,10 +1,10 @@
-"""How many batches a loader yields in the time of a step of the model that it feeds.
+"""What data takes: to be read, to be loaded batch by batch beside a step of the model, and room.
 
-    python -m tests.benchmarks.loader_throughput multimnist --root data
+    python -m tests.benchmarks.loader_throughput multimnist --root data --method F-CAGrad
 
-Prints batches per second of the training loader, steps per second of the comparison's F-CAGrad
-without a loader, and their ratio; the median of the rounds, which alternate. Seconds are those of
-the process on a CPU, which other programs do not lengthen.
+Prints milliseconds of a batch of the training loader and of a step without a loader, and their
+ratio, each the median of the rounds, which alternate; an epoch of both; and the process's largest
+memory. Seconds are those of the process on a CPU, which other programs do not lengthen.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import tempfile
 import time
 import warnings
@@ -26,11 +27,6 @@ import torch
 from lightning_flatmtl.cli import FlatMTLCLI
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-METHOD = [
-    "--trainer.callbacks+=CAGrad",
-    "--trainer.callbacks+=TaskSAM",
-    "--trainer.callbacks.rho=0.05",
-]
 QUIET = [
     "--trainer.logger=false",
     "--trainer.enable_checkpointing=false",
@@ -53,10 +49,14 @@ class Clock(pl.Callback):
         self.seconds.append(time.process_time() - self.begun)
 
 
-def built(configs: list[str], arguments: list[str]) -> FlatMTLCLI:
-    """The model and the data of configuration files, nothing run."""
+def built(configs: list[str], method: str, arguments: list[str]) -> FlatMTLCLI:
+    """The model and the data of configuration files with a method, nothing run."""
     given = [f"--config={EXAMPLES / config}" for config in configs]
-    return FlatMTLCLI([*given, *METHOD, *QUIET, *arguments], run=False)
+    plain = method.removeprefix("F-")
+    callbacks = [] if plain == "LS" else [f"--trainer.callbacks+={plain}"]
+    if plain != method:
+        callbacks += ["--trainer.callbacks+=TaskSAM", "--trainer.callbacks.rho=0.05"]
+    return FlatMTLCLI([*given, *callbacks, *QUIET, *arguments], run=False)
 
 
 def batches(data: pl.LightningDataModule) -> Iterator[Any]:
@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("benchmark", choices=["multimnist", "census_income"])
     parser.add_argument("--root", type=Path, default=Path("data"))
     parser.add_argument("--small", action="store_true", help="add small.yaml (multimnist)")
+    parser.add_argument("--method", default="F-CAGrad", help="LS, an aggregator, or F- with either")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=10)
     arguments = parser.parse_args()
@@ -88,8 +89,10 @@ def main() -> None:
     clock = Clock()
     root = arguments.root.absolute()
     os.chdir(tempfile.mkdtemp())  # Lightning writes config.yaml into the working directory
-    cli = built(configs, [f"--data.root={root}", "--trainer.accelerator=cpu"])
+    cli = built(configs, arguments.method, [f"--data.root={root}", "--trainer.accelerator=cpu"])
+    begun = time.process_time()
     cli.datamodule.setup("fit")
+    setup = time.process_time() - begun
     endless = batches(cli.datamodule)
     cli.trainer.callbacks.append(clock)
     loading, stepping = [], []
@@ -102,11 +105,15 @@ def main() -> None:
         cli.trainer.fit(cli.model, cli.datamodule)
         stepping.append(median(clock.seconds))
     load, step = median(loading), median(stepping)
-    threads = torch.get_num_threads()
-    print(f"{arguments.benchmark}, F-CAGrad, batch {cli.datamodule.batch_size}, {threads} threads")
-    print(f"loader   {1 / load:10.1f} batches a second")
-    print(f"step     {1 / step:10.1f} a second")
+    count = len(cli.datamodule.train_dataloader())
+    threads, size = torch.get_num_threads(), cli.datamodule.batch_size
+    print(f"{arguments.benchmark}, {arguments.method}, batch {size}, {threads} threads")
+    print(f"setup    {setup:10.1f} s")
+    print(f"loader   {1e3 * load:10.2f} ms a batch")
+    print(f"step     {1e3 * step:10.2f} ms")
     print(f"ratio    {step / load:10.1f}")
+    print(f"epoch    {count * (load + step):10.1f} s, {count} steps")
+    print(f"memory   {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:10.2f} GiB")
 
 
 if __name__ == "__main__":
