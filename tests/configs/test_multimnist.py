@@ -23,14 +23,29 @@ SMALL = [
 ]
 
 
-@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
-def test_rows(path: Path, tmp_path: Path) -> None:
+OWN_VARIANT = ("compare_lenet_fashion", "tune_small")
+
+
+@pytest.mark.parametrize(
+    ("path", "variant"),
+    [
+        pytest.param(path, variant, id=f"{path.stem} {variant}")
+        for path in COMPARISONS
+        for variant in (["fashion"] if path.stem in OWN_VARIANT else ["mnist", "fashion", "mixed"])
+    ],
+)
+def test_rows(path: Path, variant: str, tmp_path: Path) -> None:
     root = write(tmp_path / "data")
     narrow = [] if "lenet" in path.stem else ["--model.encoder.width=4"]
     last = list(yaml.safe_load(path.read_text("utf-8"))["methods"])[-1]
     assert last.startswith("F-")
     # Each flat row is the plain row and the same radius; two of them say that the file runs.
-    runs = rows(path, *SMALL, *narrow, f"--data.root={root}", only=["LS", last])
+    given = [*SMALL, *narrow, f"--data.root={root}"]
+    if path.stem not in OWN_VARIANT:
+        given.append(f"--data.variant={variant}")
+    runs = rows(path, *given, only=["LS", last])
+    data = [run.config["data"]["init_args"]["variant"] for run in runs.values()]
+    assert data == [variant, variant]
     two_steps(list(runs.values()), tmp_path)
 
 
