@@ -3,8 +3,9 @@
 from typing import final
 
 from lightning_flatmtl.engine import Arm, Point, Sharpness
-from lightning_flatmtl.engine.sharpness import Perturbation, check_radius
+from lightning_flatmtl.engine.sharpness import Perturbation, RowKind, check_radius
 from lightning_flatmtl.hosting.callback import MethodCallback
+from lightning_flatmtl.hosting.flatness_schedule import FlatnessSchedule
 
 __all__ = ["TaskSAM"]
 
@@ -40,7 +41,8 @@ class TaskSAM(MethodCallback):
 
     Cost: one more forward and backward pass of the trunk for every task, and a second
     ``[tasks, parameters]`` matrix; where the model is not made of encoder and heads, all heads run
-    in these passes. Too large a radius kills training, so that every task gradient is exactly zero
+    in these passes. ``refresh``, ``perturbation="common"`` and ``start`` cost less, ``rows`` takes
+    less memory. Too large a radius kills training, so that every task gradient is exactly zero
     from then on: start with 0.05 plain or 1 adaptive.
 
     Args:
@@ -58,10 +60,28 @@ class TaskSAM(MethodCallback):
         perturbation: With several processes, ``"global"`` perturbs along the gradient of all their
             samples, as one process would; ``"local"`` lets each perturb along that of its own
             samples (m-sharpness), with less traffic. With one process they are the same.
+            ``"common"`` perturbs the shared parameters once for all tasks, along the mean of their
+            gradients: one forward pass serves all flat parts. ``"samo"`` is the mix of mean
+            gradient and a task's own direction of SAMO (`arXiv:2507.07883
+            <https://arxiv.org/abs/2507.07883>`_), parameter by parameter; with
+            ``aggregate="direct", point="joint"`` it is the published method.
+        refresh: How many tasks an update renews the flat parts of, in turn, at least 1. The others
+            use theirs again, times :math:`\lVert g_i \rVert` over what it was when they were
+            renewed. So an update has that many second passes whatever the number of tasks; the
+            first one has all. ``None`` renews all in every update, which is the method.
+        start: The share of the fit that is trained by the plain method first, in ``[0, 1)``: with
+            2/3, flatness comes in the last third.
+        rows: Where the flat parts of the shared gradients are: ``"float32"``, as they come, on the
+            device; ``"bfloat16"``, in half the memory; ``"cpu"``, on the host.
+        rho_warmup: Updates over which the radii grow linearly to their full size, at least 0.
+        samo_beta: Share of the task's own direction in ``"samo"``, in ``[0, 1]``.
+        samo_step: Length of the step, times a normal vector, by which ``"samo"`` estimates that
+            direction from two losses, in ``(0, inf)``.
 
     Raises:
-        ValueError: If an argument is out of its bounds; when a fit begins, if ``"second"`` or
-            ``"each"`` stands beside an aggregator that they cannot do with.
+        ValueError: If an argument is out of its bounds, or two exclude each other; when a fit
+            begins, if ``"second"`` or ``"each"`` stands beside an aggregator that they cannot do
+            with.
 
     Example:
         >>> TaskSAM(rho=1.0, adaptive=True).sharpness.rho_shared
@@ -80,6 +100,12 @@ class TaskSAM(MethodCallback):
         point: Point = "separate",
         aggregate: Arm = "split",
         perturbation: Perturbation = "global",
+        refresh: int | None = None,
+        start: float = 0.0,
+        rows: RowKind = "float32",
+        rho_warmup: int = 0,
+        samo_beta: float = 0.5,
+        samo_step: float = 0.01,
     ) -> None:
         check_radius("rho", rho)
         self.sharpness = Sharpness(
@@ -89,7 +115,15 @@ class TaskSAM(MethodCallback):
             point=point,
             aggregate=aggregate,
             perturbation=perturbation,
+            refresh=refresh,
+            rows=rows,
+            samo_beta=samo_beta,
+            samo_step=samo_step,
         )
+        self.schedule = FlatnessSchedule(start, rho_warmup)
 
     def __repr__(self) -> str:
-        return f"TaskSAM{repr(self.sharpness).removeprefix('Sharpness')}"
+        given = [repr(self.sharpness).removeprefix("Sharpness(").removesuffix(")")]
+        if self.schedule != FlatnessSchedule():
+            given.append(repr(self.schedule).removeprefix("FlatnessSchedule(").removesuffix(")"))
+        return f"TaskSAM({', '.join(given)})"

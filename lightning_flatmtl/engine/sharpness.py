@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal, get_args
 
-__all__ = ["Arm", "Perturbation", "Point", "Sharpness"]
+__all__ = ["Arm", "Perturbation", "Point", "RowKind", "Sharpness"]
 
 Point = Literal["separate", "joint"]
 Arm = Literal["split", "direct", "second", "each"]
-Perturbation = Literal["global", "local"]
+Perturbation = Literal["global", "local", "common", "samo"]
+RowKind = Literal["float32", "bfloat16", "cpu"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,16 @@ class Sharpness:
     Where the shared parameters do not move there are no flat parts, and every arm is
     :math:`A(g_1, \dots, g_m)`. Heads are the same in all arms.
 
+    What the shared parameters are perturbed along, with :math:`\bar g` the mean of the
+    :math:`g_i`:
+
+    - ``"global"``: :math:`g_i` over the samples of all processes; ``"local"``: over those of this
+      one;
+    - ``"common"``: :math:`\bar g` for every task, so that one forward pass serves all of them;
+    - ``"samo"``: tensor by tensor :math:`(1 - \beta)\, \bar g + \beta\, \lVert \bar g \rVert\,
+      \hat g_i / \lVert \hat g_i \rVert`, with :math:`\hat g_i` estimated by two forward passes
+      (`arXiv:2507.07883 <https://arxiv.org/abs/2507.07883>`_).
+
     Args:
         rho_shared: Radius of the shared parameters, in ``[0, inf)``.
         rho_heads: Radius of each head's parameters, in ``[0, inf)``.
@@ -38,9 +49,17 @@ class Sharpness:
         point: Where the second gradients are taken: ``"separate"`` (shared at perturbed shared,
             head at perturbed head) or ``"joint"`` (both at both).
         aggregate: The arm.
+        perturbation: What the shared parameters are perturbed along.
+        refresh: How many tasks an update renews the flat parts of, in turn, at least 1; the others
+            use theirs again. ``None`` renews all.
+        rows: How the flat parts of the shared gradients are kept: in the precision of the
+            gradients, in bfloat16, or on the host.
+        samo_beta: :math:`\beta`, the share of the task's own direction, in ``[0, 1]``.
+        samo_step: The length of the step by which :math:`\hat g_i` is estimated, times a standard
+            normal vector, in ``(0, inf)``.
 
     Raises:
-        ValueError: If a value is out of its bounds.
+        ValueError: If a value is out of its bounds, or two exclude each other.
     """
 
     rho_shared: float = 0.05
@@ -49,17 +68,37 @@ class Sharpness:
     point: Point = "separate"
     aggregate: Arm = "split"
     perturbation: Perturbation = "global"
+    refresh: int | None = None
+    rows: RowKind = "float32"
+    samo_beta: float = 0.5
+    samo_step: float = 0.01
 
     def __post_init__(self) -> None:
         check_radius("rho_shared", self.rho_shared)
         check_radius("rho_heads", self.rho_heads)
-        kinds = (("point", Point), ("aggregate", Arm), ("perturbation", Perturbation))
-        for name, kind in kinds:
+        kinds = {
+            "point": Point,
+            "aggregate": Arm,
+            "perturbation": Perturbation,
+            "rows": RowKind,
+        }
+        for name, kind in kinds.items():
             choices = get_args(kind)
             if getattr(self, name) not in choices:
                 *others, last = map(repr, choices)
                 expected = f"{', '.join(others)} or {last}"
                 raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
+        check_count("refresh", self.refresh)
+        if not _is_number(self.samo_beta) or not 0 <= self.samo_beta <= 1:
+            raise ValueError(f"`samo_beta` must be in [0, 1], got {self.samo_beta!r}.")
+        if not _is_number(self.samo_step) or not 0 < self.samo_step < math.inf:
+            raise ValueError(f"`samo_step` must be in (0, inf), got {self.samo_step!r}.")
+        if self.keeps and not self.splits:
+            what = f"refresh={self.refresh}" if self.rows == "float32" else f"rows={self.rows!r}"
+            raise ValueError(
+                f"{what} is about flat parts, which aggregate='direct' does not tell from the "
+                "rest. Use aggregate='split', or leave it out."
+            )
 
     @property
     def active(self) -> bool:
@@ -70,6 +109,11 @@ class Sharpness:
     def splits(self) -> bool:
         """Whether flat parts are told from loss parts."""
         return self.aggregate != "direct"
+
+    @property
+    def keeps(self) -> bool:
+        """Whether flat parts are kept: for later steps, or otherwise than as they come."""
+        return self.refresh is not None or self.rows != "float32"
 
     @property
     def nests(self) -> bool:
@@ -89,5 +133,15 @@ class Sharpness:
 
 def check_radius(name: str, value: float) -> None:
     """Refuse a radius that is not a number in ``[0, inf)``; NaN is refused too."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+    if not _is_number(value) or not 0 <= value < math.inf:
         raise ValueError(f"`{name}` must be in [0, inf), got {value!r}.")
+
+
+def check_count(name: str, value: int | None) -> None:
+    """Refuse what is neither ``None`` nor a whole number of at least 1."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"`{name}` must be an integer >= 1 or None, got {value!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -10,6 +10,7 @@ from lightning_flatmtl.engine.aggregation import Aggregation, SumOfLosses
 from lightning_flatmtl.engine.clean_pass import CleanPass, substitute_task
 from lightning_flatmtl.engine.errors import ScaledOverflowError
 from lightning_flatmtl.engine.gradients.accumulation import ALONE, Accumulation, Place
+from lightning_flatmtl.engine.gradients.between_steps import BetweenSteps
 from lightning_flatmtl.engine.gradients.combination import refuse_infinite_weights
 from lightning_flatmtl.engine.gradients.directions import (
     aggregate_onto,
@@ -25,11 +26,11 @@ from lightning_flatmtl.engine.gradients.penalty import (
     Penalty,
     gradient_of,
 )
-from lightning_flatmtl.engine.gradients.perturbation import sam_gradients
 from lightning_flatmtl.engine.gradients.perturbation_gradients import (
     PerturbationGradients,
     ascends_together,
 )
+from lightning_flatmtl.engine.gradients.second_pass import sam_gradients
 from lightning_flatmtl.engine.gradients.stats import GradientStats, measure, measure_second
 from lightning_flatmtl.engine.gradients.watched import watched_gram
 from lightning_flatmtl.engine.gradients.weighted_sum import means_of, weighted_sum
@@ -61,7 +62,8 @@ class MultiTaskStep:
     over its samples, and lines 7 to 10 follow after the last of them, see
     :class:`~lightning_flatmtl.engine.gradients.accumulation.Accumulation`.
 
-    The object keeps what outlives a step: the partition, the memory and what is accumulated.
+    The object keeps what outlives a step: the partition, the memory, what is accumulated, and the
+    flat parts that are used again.
 
     Args:
         partition: Which parameters are shared and which belong to a head; by default it is found
@@ -83,6 +85,8 @@ class MultiTaskStep:
 
         Set for single steps, in all processes alike; it changes nothing of the training.
         """
+        self.between = BetweenSteps()
+        """What the second passes remember; part of a checkpoint."""
         self._tasks = tuple(tasks)
         self._workspace = Workspace()
         self._clean = CleanPass(self.partition, self.processes)
@@ -131,6 +135,7 @@ class MultiTaskStep:
         refuse_unfit_to_nest(aggregation, sharpness)
         if place.first:
             self._accumulated = Accumulation(self._known_tasks())
+            self.between.begin_update(sharpness)
         if (
             self._failure.error is None
         ):  # else that of a group that was broken off, still to be told
@@ -148,6 +153,7 @@ class MultiTaskStep:
             penalty = Penalty(term, agreed.shares.pop(PENALTY) * self.processes.ddp_mean_correction)
         if not agreed.shares and not (place.last and self._accumulated.tasks):
             return None
+        self.between.begin_batch(agreed.samples)
         setting = Setting(
             module=module,
             trainable=[p for p in named.values() if p.requires_grad],
@@ -197,9 +203,16 @@ class MultiTaskStep:
         blocks = blocks_for(setting, passes, sharpness)
         with blocks.differentiating():
             of_penalty = gradient_of(penalty, blocks, self.partition)
-            found = lines_1_to_6(losses, blocks, passes, sharpness)
+            found = lines_1_to_6(losses, blocks, passes, sharpness, self.between)
             result = lines_7_to_10(
-                losses, blocks, *found, aggregation, sharpness, of_penalty, self.watched
+                losses,
+                blocks,
+                *found,
+                aggregation,
+                sharpness,
+                of_penalty,
+                self.between,
+                self.watched,
             )
         return result if penalty is None else _with_penalty(result, penalty)
 
@@ -231,7 +244,8 @@ class MultiTaskStep:
                 if penalty is not None:
                     of_penalty = gradient_of(penalty, blocks, self.partition)
                     self._accumulated.add_penalty(of_penalty)
-                clean, second, _ = lines_1_to_6(losses, blocks, passes, sharpness, here=True)
+                between = self.between
+                clean, second, _ = lines_1_to_6(losses, blocks, passes, sharpness, between, True)
         except ScaledOverflowError as overflow:  # the scaler will skip the update
             self._accumulated.overflow = str(overflow)
             for task, loss in losses.items():
@@ -256,6 +270,8 @@ class MultiTaskStep:
         setting = replace(setting, shares=dict.fromkeys(found.tasks, 1.0), substitute=None)
         blocks = blocks_for(setting, passes, sharpness)
         clean, second = found.gradients(blocks)
+        if second is not None and sharpness is not None and sharpness.moves_shared:
+            second = replace(second, moved=True, flat=self.between.flat)
         result = lines_7_to_10(
             found.losses,
             blocks,
@@ -265,6 +281,7 @@ class MultiTaskStep:
             aggregation,
             sharpness,
             found.of_penalty(),
+            self.between,
             self.watched,
         )
         return result if penalty is None else _with_penalty(result, penalty)
@@ -301,6 +318,7 @@ def lines_1_to_6(
     blocks: Blocks,
     passes: Passes,
     sharpness: Sharpness | None,
+    between: BetweenSteps,
     here: bool = False,
 ) -> tuple[Gradients, Gradients, GradientStats | None]:
     """The gradients of every task, and those at its own perturbed parameters.
@@ -310,6 +328,7 @@ def lines_1_to_6(
         blocks: The parameters.
         passes: Computes the losses again.
         sharpness: The perturbations; ``None`` for none.
+        between: What the second passes remember.
         here: Whether the rows stay in this process, to be accumulated.
 
     Returns:
@@ -329,7 +348,7 @@ def lines_1_to_6(
     # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
     second = clean
     if sharpness is not None:
-        second = sam_gradients(clean, ascent, measures, blocks, passes, sharpness, here)
+        second = sam_gradients(clean, ascent, measures, blocks, passes, sharpness, between, here)
     return clean, second, measures
 
 
@@ -342,6 +361,7 @@ def lines_7_to_10(
     aggregation: Aggregation,
     sharpness: Sharpness | None,
     of_penalty: Mapping[Tensor, Tensor],
+    between: BetweenSteps,
     watched: bool = False,
 ) -> StepResult:
     """The direction, as a loss whose gradient it is.
@@ -355,6 +375,7 @@ def lines_7_to_10(
         aggregation: The aggregator.
         sharpness: The perturbations; ``None`` for none.
         of_penalty: The gradient of what belongs to no task.
+        between: What the second passes remember: flat parts that are used again.
         watched: Whether the inner products of loss parts and flat parts are wanted.
     """
     if measures is None:
@@ -363,14 +384,20 @@ def lines_7_to_10(
     second_gram = cross = None
     if second is not clean:
         wanted = sharpness is not None and (sharpness.nests or (watched and sharpness.splits))
-        wanted = wanted and second.shared is not clean.shared
-        second_gram, cross = measure_second(second, blocks, clean if wanted else None)
+        if between.flat is not None:
+            heads = between.flat.heads(clean.heads, second.heads, measures.gram, blocks)
+            second = replace(second, heads=heads)
+        second_gram, cross = measure_second(
+            second, blocks, clean if wanted and second.moved else None
+        )
+        between.end_update()
 
     # Lines 7 to 9: aggregate the loss parts and the flat parts, each by themselves; in two of the
     # arms, with weights that come of aggregating directions once more.
     weights = aggregation.loss_weights(blocks.tasks, measures.losses)
     refuse_infinite_weights(weights, blocks.tasks, aggregation)
-    parts = parts_of(clean, second, second_gram, measures, blocks, sharpness, weights)
+    looked_at = aggregation.requires != "gram"
+    parts = parts_of(clean, second, second_gram, measures, blocks, sharpness, weights, looked_at)
     if cross is not None and sharpness is not None and sharpness.nests:
         aggregation = Nested(aggregation, sharpness.aggregate, cross, parts)
     direction = blocks.row("direction")

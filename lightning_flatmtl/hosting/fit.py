@@ -11,6 +11,7 @@ from lightning_flatmtl.engine import MultiTaskStep, Passes, Sharpness, StepResul
 from lightning_flatmtl.engine.gradients.accumulation import ALONE, Place
 from lightning_flatmtl.engine.gradients.nested import refuse_unfit_to_nest
 from lightning_flatmtl.hosting.compiling import SeveralBackwards
+from lightning_flatmtl.hosting.flatness_schedule import FlatnessSchedule, updates_of
 from lightning_flatmtl.hosting.muting import metrics_unmoved
 from lightning_flatmtl.hosting.random_streams import RandomStreams
 from lightning_flatmtl.hosting.refusals import refuse_unfit_trainer, warn_of_lost_scale
@@ -19,6 +20,7 @@ from lightning_flatmtl.hosting.trainer import (
     loss_scale,
     optimized,
     processes_of,
+    schedule_of,
     sharpness_of,
 )
 from lightning_flatmtl.hosting.watch import TrainingWatch
@@ -26,6 +28,7 @@ from lightning_flatmtl.hosting.watch import TrainingWatch
 __all__ = ["Fit"]
 
 _PARTITION = "lightning_flatmtl.partition"
+_BETWEEN = "lightning_flatmtl.between_steps"
 
 AgainMaker = Callable[[], Passes]
 
@@ -46,6 +49,9 @@ class Fit:
         # Kept, because a learning-rate finder trains with callbacks of its own.
         self.aggregator: Any = None if trainer is None else aggregator_of(trainer)
         self.sharpness: Sharpness | None = None if trainer is None else sharpness_of(trainer)
+        self.schedule = FlatnessSchedule() if trainer is None else schedule_of(trainer)
+        self._trainer = trainer
+        self._updates: float | None = None
         self.engine = MultiTaskStep(
             processes=None if trainer is None else processes_of(trainer), tasks=tasks
         )
@@ -65,9 +71,20 @@ class Fit:
         return self.aggregator is not None or self.sharpness is not None
 
     @property
+    def present_sharpness(self) -> Sharpness | None:
+        """The perturbations of the present update; ``None`` for the plain method."""
+        trainer = self._trainer
+        if self.sharpness is None or trainer is None:
+            return self.sharpness
+        if self.schedule.start and self._updates is None:
+            self._updates = updates_of(trainer)
+        return self.schedule.at(trainer.global_step, self._updates or 0.0, self.sharpness)
+
+    @property
     def runs_again(self) -> bool:
-        """Whether a step has a second pass."""
-        return self.sharpness is not None and self.sharpness.active
+        """Whether the present step has a second pass."""
+        present = self.present_sharpness
+        return present is not None and present.active
 
     @property
     def accumulates(self) -> bool:
@@ -107,8 +124,9 @@ class Fit:
         trainer = module.trainer
         last = trainer.is_last_batch
         scale, trained = loss_scale(trainer, module), optimized(trainer)
+        sharpness = self.present_sharpness
         result = self.engine(
-            module, passes, self.aggregator, self.sharpness, scale, last, trained, place
+            module, passes, self.aggregator, sharpness, scale, last, trained, place
         )
         self.last_step = None if result is None else result.detached()
         if result is None or result.skipped:
@@ -166,6 +184,9 @@ class Fit:
         """Add what is shared, and the random streams."""
         named = dict(module.named_parameters())
         checkpoint[_PARTITION] = self.engine.partition.state_dict(named)
+        if self.sharpness is not None:
+            names: dict[torch.Tensor, str] = {p: name for name, p in named.items()}
+            checkpoint[_BETWEEN] = self.engine.between.state_dict(names)
         self.streams.save(module.trainer, module, checkpoint)
 
     def load(self, module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -174,6 +195,9 @@ class Fit:
         if _PARTITION in checkpoint:
             named = dict(module.named_parameters())
             self.engine.partition.load_state_dict(checkpoint[_PARTITION], named)
+        if _BETWEEN in checkpoint and self.sharpness is not None:
+            names: dict[torch.Tensor, str] = {p: name for name, p in named.items()}
+            self.engine.between.load_state_dict(checkpoint[_BETWEEN], names)
 
     def close(self) -> None:
         """Give memory and processes back; what was found out stays."""
@@ -182,9 +206,9 @@ class Fit:
             self._compiling = None
         self.engine.processes.close()
         self.engine = MultiTaskStep(self.engine.partition)
-        self.aggregator = self.sharpness = None
+        self.aggregator = self.sharpness = self._trainer = None
         self._latest = []
 
     def __getstate__(self) -> dict[str, Any]:
         # A copy of a module is in no fit.
-        return {**vars(self), "_compiling": None, "_latest": []}
+        return {**vars(self), "_compiling": None, "_trainer": None, "_latest": []}

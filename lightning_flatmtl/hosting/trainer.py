@@ -10,6 +10,7 @@ from lightning_flatmtl.engine import Sharpness
 from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.engine.processes.distributed import DataParallel, Sharded
 from lightning_flatmtl.engine.processes.single import SingleProcess
+from lightning_flatmtl.hosting.flatness_schedule import FlatnessSchedule
 
 __all__ = [
     "aggregator_of",
@@ -18,6 +19,7 @@ __all__ = [
     "of_role",
     "optimized",
     "processes_of",
+    "schedule_of",
     "sharpness_of",
 ]
 
@@ -39,6 +41,12 @@ def aggregator_of(trainer: Trainer) -> Any:
 def sharpness_of(trainer: Trainer) -> Sharpness | None:
     """The settings of the TaskSAM among the Trainer's callbacks, ``None`` if there is none."""
     return next((c.sharpness for c in of_role(trainer, "TaskSAM")), None)
+
+
+def schedule_of(trainer: Trainer) -> FlatnessSchedule:
+    """When the TaskSAM among the Trainer's callbacks is at work; always, if there is none."""
+    schedules = (c.schedule for c in of_role(trainer, "TaskSAM"))
+    return next(schedules, FlatnessSchedule())
 
 
 def loss_scale(trainer: Trainer, module: LightningModule) -> Tensor | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lightning_flatmtl.engine import Passes, RNGReplay, WholePasses
 from lightning_flatmtl.engine.checks import check_scalars
-from lightning_flatmtl.engine.gradients.perturbation import moved
+from lightning_flatmtl.engine.gradients.perturbed import moved
 from lightning_flatmtl.engine.gradients.radius import Move
 from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 from lightning_flatmtl.engine.passes.inputs import Inputs, own_copy

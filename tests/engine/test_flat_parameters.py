@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_flatmtl.engine.gradients.perturbation import moved
+from lightning_flatmtl.engine.gradients.perturbed import moved
 from lightning_flatmtl.engine.gradients.radius import Move
 from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters
 

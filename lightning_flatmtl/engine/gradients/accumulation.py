@@ -93,7 +93,7 @@ class Accumulation:
         self._clean.add(clean, blocks, known, weights)
         if second is not None:
             self._second = self._second or _Means("accumulated second")
-            self._rows_move = second.shared is not clean.shared
+            self._rows_move = second.moved and second.flat is None
             self._second.add(second, blocks, known, weights, rows=self._rows_move)
         reached = zip(blocks.shared.params, clean.reached, strict=True)
         self._reached.update(p for p, of_any in reached if of_any)

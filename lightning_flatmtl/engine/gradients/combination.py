@@ -70,6 +70,8 @@ def weighted_rows(
         plain = weights.to(rows.device, narrow)
         if onto is None:
             return torch.mv(rows.T.to(narrow), plain).to(rows.dtype)
+        if rows.dtype != onto.dtype or rows.device != onto.device:
+            return onto.add_(_in_blocks(plain, rows).to(onto))  # of rows that are kept elsewhere
         return onto.addmv_(rows.T, plain, beta=0.0 if empty else 1.0)
 
 
@@ -100,9 +102,16 @@ def _add_carefully(weights: Tensor, rows: Tensor, onto: Tensor) -> Tensor:
     start = 0
     for block in column_blocks(rows):
         piece = torch.mv((block.to(wide) * first).T, second)
-        onto[start : start + len(piece)] += piece.to(onto.dtype)
+        onto[start : start + len(piece)] += piece.to(onto)
         start += len(piece)
     return onto
+
+
+def _in_blocks(weights: Tensor, rows: Tensor) -> Tensor:
+    """The weighted sum in the type of the weights, without a copy of all rows in it."""
+    blocks = column_blocks(rows)
+    pieces = [torch.mv(block.T.to(weights.dtype), weights) for block in blocks]
+    return torch.cat(pieces) if pieces else weights.new_zeros(0)
 
 
 def scaled(row: Tensor, factor: float) -> Tensor:

@@ -34,6 +34,7 @@ def parts_of(
     blocks: Blocks,
     sharpness: Sharpness | None,
     weights: Tensor | None,
+    looked_at: bool = True,
 ) -> list[tuple[TaskGradients, Gradients]]:
     """The matrices to aggregate: loss part, and flat part or SAM gradients if they have moved.
 
@@ -45,19 +46,19 @@ def parts_of(
         blocks: The parameters.
         sharpness: Says whether to split.
         weights: The weights of the losses.
+        looked_at: Whether the aggregator looks at more than inner products.
 
     Returns:
         What the aggregator is shown, each with the rows that this process has of it.
     """
 
     def part(gradients: Gradients, gram: Tensor, kind: Part) -> tuple[TaskGradients, Gradients]:
-        shown = TaskGradients(
-            gradients.sums.shards(), gram, blocks.tasks, measures.losses, weights, kind
-        )
+        columns = gradients.columns(blocks, looked_at)
+        shown = TaskGradients(columns, gram, blocks.tasks, measures.losses, weights, kind)
         return shown, gradients
 
     loss_part = part(clean, measures.gram, "loss")
-    if second_gram is None or second.shared is clean.shared:
+    if second_gram is None or not second.moved:
         return [loss_part]
     if sharpness is not None and not sharpness.splits:
         return [part(second, second_gram, "loss")]
@@ -121,7 +122,10 @@ def aggregate_onto(
     weights = aggregation.row_weights(part)
     if weights is not None:
         rows, gain = gradients.shared, processes.ddp_mean_correction
-        weighted_rows(weights, part, aggregation, rows, onto=direction, gain=gain, empty=empty)
+        if gradients.flat is not None:
+            gradients.flat.add_weighted(weights, part, aggregation, blocks, direction)
+        else:
+            weighted_rows(weights, part, aggregation, rows, onto=direction, gain=gain, empty=empty)
     else:
         found = aggregation.aggregate(part)
         refuse_infinite_direction(bool(found.isfinite().all()), part, aggregation)

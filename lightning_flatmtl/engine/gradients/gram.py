@@ -54,19 +54,29 @@ def gram_matrix(jacobian: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def cross_gram(left: Tensor, right: Tensor) -> Tensor:
+def cross_gram(left: Tensor, right: Tensor, device: torch.device | None = None) -> Tensor:
     """Inner products of the rows ``[m, d]`` of one matrix with those ``[n, d]`` of another.
 
+    Args:
+        left: Any floating type, on any device.
+        right: The same; it may be the same matrix.
+        device: Where to compute; by default that of ``left``.
+
     Returns:
-        ``[m, n]`` in float64, accumulated in it, on the device of ``left``.
+        ``[m, n]`` in float64, accumulated in it, on ``device``.
     """
-    wide = wide_type(left.device)
-    gram = torch.zeros(len(left), len(right), dtype=wide, device=left.device)
-    with torch.autocast(left.device.type, enabled=False):
-        step = _step(left.device, len(left) + len(right))
+    device = left.device if device is None else device
+    wide = wide_type(device)
+    gram = torch.zeros(len(left), len(right), dtype=wide, device=device)
+    with torch.autocast(device.type, enabled=False):
+        step = _step(device, len(left) + len(right))
         for start in range(0, left.shape[1], step):
             columns = slice(start, start + step)
-            gram.addmm_(left[:, columns].to(wide), right[:, columns].to(wide).T)
+            block = left[:, columns].to(device, wide, non_blocking=True)
+            other = (
+                block if right is left else right[:, columns].to(device, wide, non_blocking=True)
+            )
+            gram.addmm_(block, other.T)
     return gram.to(torch.float64)
 
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from lightning_flatmtl.engine.gradients.flat_parts import FlatParts
+from lightning_flatmtl.engine.gradients.gram import cross_gram, gram_matrix
 from lightning_flatmtl.engine.parameters.blocks import Blocks
 from lightning_flatmtl.engine.passes.buffers import statistics_put_back
 from lightning_flatmtl.engine.processes.base import RowSums
@@ -27,6 +29,8 @@ class Gradients:
         at_shared: The losses of this process, detached, that the shared rows are gradients of,
             where they have been computed once more.
         at_heads: The same of the heads' gradients, where those are others.
+        moved: Whether the rows are taken at another point than the parameters.
+        flat: The rows, if they are kept elsewhere; then ``shared`` and ``sums`` are others.
     """
 
     shared: Tensor
@@ -35,6 +39,43 @@ class Gradients:
     reached: list[bool]
     at_shared: Mapping[str, Tensor] = field(default_factory=dict)
     at_heads: Mapping[str, Tensor] = field(default_factory=dict)
+    moved: bool = False
+    flat: FlatParts | None = None
+
+    def products(self, blocks: Blocks) -> Tensor:
+        """What the Gram matrix is made of, of the columns that this process keeps, float64."""
+        return gram_matrix(self.sums.shards()) if self.flat is None else self.flat.products(blocks)
+
+    def gram(self, products: Tensor, blocks: Blocks) -> Tensor:
+        """Inner products of the rows, ``[m, m]``.
+
+        Args:
+            products: :meth:`products`, the sum over all processes, on the CPU.
+            blocks: The tasks.
+        """
+        return products if self.flat is None else self.flat.gram(products, blocks)
+
+    def cross(self, clean: "Gradients", blocks: Blocks) -> Tensor:
+        """What the inner products of the rows of ``clean`` with these are made of."""
+        shards = clean.sums.shards()
+        if self.flat is not None:
+            return self.flat.cross(shards, blocks)
+        return cross_gram(shards, self.sums.shards())
+
+    def scaled_cross(self, products: Tensor) -> Tensor:
+        """These inner products, from the sum of :meth:`cross` over all processes."""
+        return products if self.flat is None else self.flat.scaled_cross(products)
+
+    def columns(self, blocks: Blocks, looked_at: bool) -> Tensor:
+        """The columns of the rows that this process keeps.
+
+        Args:
+            blocks: The tasks.
+            looked_at: Whether their entries matter; if not, there may be none.
+        """
+        if self.flat is None:
+            return self.sums.shards()
+        return self.flat.dense(blocks) if looked_at else self.shared[:, :0]
 
 
 def task_gradients(losses: Mapping[str, Tensor], blocks: Blocks, here: bool = False) -> Gradients:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_flatmtl.engine.checks import Finite
-from lightning_flatmtl.engine.gradients.gram import cross_gram, gram_matrix, squared_norms
+from lightning_flatmtl.engine.gradients.gram import gram_matrix, squared_norms
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
 from lightning_flatmtl.engine.gradients.perturbation_gradients import PerturbationGradients
 from lightning_flatmtl.engine.parameters.blocks import Blocks, share_of
@@ -94,7 +94,10 @@ def measure(
         if not blocks.of_samples:
             parts["reached"] = reached
         parts["failed"] = gram.new_full((1,), blocks.failure.flag)
-    if adaptive and not ascent.local:
+    squares = ascent.own_squares(scale)
+    if squares is not None and processes.sharded:
+        parts["shared squares"] = squares
+    elif squares is None and adaptive:
         kept = None if scale is None else blocks.kept_columns(scale)
         parts["shared squares"] = squared_norms(shards, kept)
     if adaptive and processes.sharded:
@@ -102,8 +105,8 @@ def measure(
     summed = processes.sum(torch.cat([part.to(gram.device) for part in parts.values()]))
     # What is the same in all processes, or is this one's own, is not summed.
     own = {}
-    if ascent.local:
-        own["shared squares"] = squared_norms(gradients.shared[:, : shared.numel], scale)
+    if squares is not None and not processes.sharded:
+        own["shared squares"] = squares
     if not processes.sharded and (adaptive or processes.size > 1):
         own["head squares"] = _head_squares(ascent, blocks, adaptive)
     host = torch.cat([summed, *(part.to(gram.device) for part in own.values())]).cpu()
@@ -143,9 +146,8 @@ def measure_second(
     Raises:
         ProcessError: If another process has failed in the second pass.
     """
-    shards = gradients.sums.shards()
-    gram = gram_matrix(shards)
-    cross = gram.new_zeros(0) if clean is None else cross_gram(clean.sums.shards(), shards)
+    gram = gradients.products(blocks)
+    cross = gram.new_zeros(0) if clean is None else gradients.cross(clean, blocks)
     heads = torch.cat([squared_norms(head[None]) for head in gradients.heads.values()])
     # With several processes the sums of squares of shares: enough to see what is not finite.
     flag = gram.new_full((1,), blocks.failure.flag)
@@ -153,11 +155,12 @@ def measure_second(
     host = blocks.processes.sum(torch.cat(parts)).cpu()
     found, of_both, head_squares, flags = torch.split(host, [len(part) for part in parts])
     blocks.failure.tell(float(flags))
-    found = found.view(gram.shape)
+    found = gradients.gram(found.view(gram.shape), blocks)
     check_finite = Finite(blocks.tasks, blocks.scaled)
     check_finite(found.diagonal(), "gradient at the perturbed point")
     check_finite(head_squares, "head's gradient at the perturbed point")
-    return found, None if clean is None else of_both.view(gram.shape)
+    m = len(blocks.tasks)
+    return found, None if clean is None else gradients.scaled_cross(of_both.view(m, m))
 
 
 def _head_squares(ascent: PerturbationGradients, blocks: Blocks, adaptive: bool) -> Tensor:

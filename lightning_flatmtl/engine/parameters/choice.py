@@ -18,6 +18,13 @@ def blocks_for(setting: Setting, passes: Passes, sharpness: Sharpness | None) ->
                 "With sharded parameters no process has gradients of its own, got "
                 "TaskSAM(perturbation='local'). Use 'global'."
             )
+        if sharpness is not None and (sharpness.keeps or sharpness.perturbation == "samo"):
+            raise ValueError(
+                "With sharded parameters TaskSAM cannot keep flat parts or use SAMO, got "
+                f"refresh={sharpness.refresh}, rows={sharpness.rows!r}, "
+                f"perturbation={sharpness.perturbation!r}. Use perturbation='common' or start=... "
+                "for less cost, or strategy='ddp'."
+            )
         return ShardedBlocks(setting)
     if setting.partition.needs_backward:
         return HiddenBlocks(setting)

@@ -5,7 +5,7 @@ losses cleanly and how to compute one task's loss again under the same random nu
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -66,6 +66,10 @@ class Passes(ABC):
     @abstractmethod
     def again(self, task: str) -> Tensor:
         """The loss of ``task`` at the parameters as they are now, the whole model run again."""
+
+    def again_all(self, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """The losses of several tasks at the parameters as they are now, of one run."""
+        return {task: self.again(task) for task in tasks}
 
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The loss of ``task`` when only its ``head`` has moved since the clean pass."""

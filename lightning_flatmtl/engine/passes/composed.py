@@ -1,6 +1,6 @@
 """A model of encoder and heads: the heads' second pass runs on the clean features."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -106,6 +106,19 @@ class ComposedPasses(Passes):
         batch = self._batch(task)
         features = self._replay(id(self._batches[task]), lambda: self._encode(batch))
         return self._head(task, features, batch)  # with the buffers as the encoder has left them
+
+    def again_all(self, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """One encoder pass for each distinct batch, one head pass for each task."""
+        encoded: dict[int, tuple[Any, Any]] = {}
+        losses = {}
+        for task in tasks:
+            key = id(self._batches[task])
+            if key not in encoded:
+                batch = self._batch(task)
+                encoded[key] = batch, self._replay(key, partial(self._encode, batch))
+            batch, features = encoded[key]
+            losses[task] = self._head(task, features, batch)
+        return losses
 
     def head_again(self, task: str, head: list[Tensor]) -> Tensor:
         """The head alone on the clean features, as long as they are the clean features.

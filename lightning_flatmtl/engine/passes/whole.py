@@ -1,6 +1,6 @@
 """A model that does not split: every pass computes all losses."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -44,12 +44,18 @@ class WholePasses(Passes):
 
     def again(self, task: str) -> Tensor:
         """All losses once more; that of ``task`` is returned."""
+        return self.again_all([task])[task]
+
+    def again_all(self, tasks: Sequence[str]) -> dict[str, Tensor]:
+        """All losses once more."""
         losses = self._replay("losses", self._losses)
-        if task not in losses:
-            raise FlatMTLError(
-                f"The loss of task '{task}' was there at first and is not when the same batch is "
-                f"run at perturbed parameters, got losses of {sorted(losses)}. A step must give "
-                "the same losses when it is run again: do not count its runs from outside, and "
-                "let nothing depend on `lightning_flatmtl.takeover.second_pass` that they need."
-            )
-        return plain(losses[task])
+        for task in tasks:
+            if task not in losses:
+                raise FlatMTLError(
+                    f"The loss of task '{task}' was there at first and is not when the same batch "
+                    f"is run at perturbed parameters, got losses of {sorted(losses)}. A step must "
+                    "give the same losses when it is run again: do not count its runs from "
+                    "outside, and let nothing depend on "
+                    "`lightning_flatmtl.takeover.second_pass` that they need."
+                )
+        return {task: plain(losses[task]) for task in tasks}

@@ -1,0 +1,147 @@
+"""The cheaper second passes written naively, over several steps; no code of the package.
+
+Beside :mod:`tests.naive`, whose functions they use: everything is recomputed from model functions
+at explicit parameter values, nothing is cached but what a variant remembers by definition.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests import naive
+from tests.naive import Params
+
+Losses = dict[str, Callable[[Params], Tensor]]
+
+
+def split(row: Tensor, like: Params, names: list[str]) -> Params:
+    pieces = torch.split(row, [like[k].numel() for k in names])
+    return {k: piece.view_as(like[k]) for k, piece in zip(names, pieces, strict=True)}
+
+
+def move(at: Params, along: Params, rho: float, adaptive: bool) -> Params:
+    return naive.perturb(at, along, rho, adaptive)
+
+
+class Remembered:
+    """A task's flat part, and the norms of its gradients when it was found."""
+
+    def __init__(self, update: int, g: Params, h: Params, flat: Params, head: Params) -> None:
+        self.update, self.flat, self.head = update, flat, head
+        self.norms = naive.vector(g).norm(), naive.vector(h).norm()
+
+    def again(self, g: Params, h: Params) -> tuple[Params, Params]:
+        ratios = [
+            now.norm() / then if then > 0 else torch.zeros_like(then)
+            for now, then in zip((naive.vector(g), naive.vector(h)), self.norms, strict=True)
+        ]
+        shared = {k: ratios[0] * v for k, v in self.flat.items()}
+        return shared, {k: ratios[1] * v for k, v in self.head.items()}
+
+
+class Flatness:
+    """The update directions of a run with one of the variants.
+
+    Args:
+        shared: Names of the shared parameters.
+        heads: Those of every task's head.
+        aggregate: Method X on rows.
+        settings: Of TaskSAM.
+    """
+
+    def __init__(
+        self,
+        shared: list[str],
+        heads: dict[str, list[str]],
+        aggregate: Callable[[Tensor], Tensor],
+        rho: float = 0.05,
+        adaptive: bool = False,
+        point: str = "separate",
+        arm: str = "split",
+        perturbation: str = "global",
+        refresh: int | None = None,
+        beta: float = 0.5,
+        step: float = 0.01,
+    ) -> None:
+        self.shared, self.heads, self.aggregate = shared, heads, aggregate
+        self.rho, self.adaptive, self.point, self.arm = rho, adaptive, point, arm
+        self.perturbation, self.refresh = perturbation, refresh
+        self.beta, self.step = beta, step
+        self.memory: dict[str, Remembered] = {}
+        self.updates = 0
+        self.stream = torch.Generator().manual_seed(0)
+        self.renewed: list[list[str]] = []
+
+    def turn(self, tasks: Sequence[str]) -> list[str]:
+        if self.refresh is None:
+            return list(tasks)
+        new = [t for t in tasks if t not in self.memory]
+        old = sorted((t for t in tasks if t in self.memory), key=lambda t: self.memory[t].update)
+        return new + old[: max(0, self.refresh - len(new))]
+
+    def directions(self, losses: Losses, at: Params) -> Params:
+        """The gradient of every parameter in one update."""
+        self.updates += 1
+        g = {t: naive.gradient(f, at, self.shared) for t, f in losses.items()}
+        h = {t: naive.gradient(f, at, self.heads[t]) for t, f in losses.items()}
+        turn = self.turn(list(losses))
+        self.renewed.append(turn)
+        along = self.along(losses, at, g, turn)
+        heads_at = {t: move(at, h[t], self.rho, self.adaptive) for t in losses}
+        flat: dict[str, Params] = {}
+        result: Params = {}
+        for t, loss in losses.items():
+            if t in turn:
+                shared_at = move(at, along[t], self.rho, self.adaptive)
+                head_at = heads_at[t]
+                if self.point == "joint":
+                    shared_at = head_at = {
+                        k: shared_at[k] if k in self.shared else head_at[k] for k in at
+                    }
+                s = naive.gradient(loss, shared_at, self.shared)
+                of_head = naive.gradient(loss, head_at, self.heads[t])
+                flat[t] = {k: s[k] - g[t][k] for k in s}
+                head_flat = {k: of_head[k] - h[t][k] for k in of_head}
+                self.memory[t] = Remembered(self.updates, g[t], h[t], flat[t], head_flat)
+                result.update(of_head)
+            else:
+                flat[t], head_flat = self.memory[t].again(g[t], h[t])
+                result.update({k: h[t][k] + head_flat[k] for k in h[t]})
+        rows = torch.stack([naive.vector(g[t]) for t in losses])
+        flats = torch.stack([naive.vector(flat[t]) for t in losses])
+        direction = naive.ARMS[self.arm](rows, flats, self.aggregate)
+        result.update(split(direction, at, self.shared))
+        return result
+
+    def along(
+        self, losses: Losses, at: Params, g: dict[str, Params], turn: Sequence[str]
+    ) -> dict[str, Params]:
+        mean = {k: sum(g[t][k] for t in g) / len(g) for k in self.shared}
+        if self.perturbation == "common":
+            return dict.fromkeys(losses, mean)
+        if self.perturbation != "samo":
+            return g
+        seeds = torch.randint(2**62, (len(losses),), generator=self.stream).tolist()
+        mixed: dict[str, Params] = {}
+        for (t, loss), seed in zip(losses.items(), seeds, strict=True):
+            if t not in turn:
+                continue
+            width = sum(at[k].numel() for k in self.shared)
+            drawn = torch.Generator().manual_seed(seed)
+            z = split(torch.randn(width, generator=drawn, dtype=torch.float64), at, self.shared)
+            ends = [loss({**at, **{k: at[k] + s * self.step * z[k] for k in z}}) for s in (1, -1)]
+            slope = (ends[0] - ends[1]).detach() / (2 * self.step)
+            own = {k: slope * z[k] for k in z}
+            mixed[t] = {
+                k: (1 - self.beta) * mean[k] + self.beta * mean[k].norm() * own[k] / own[k].norm()
+                for k in z
+            }
+        return mixed
+
+
+def kinds(**settings: Any) -> dict[str, Any]:
+    """The settings of :class:`Flatness` as those of TaskSAM."""
+    names = {"arm": "aggregate", "beta": "samo_beta", "step": "samo_step"}
+    return {names.get(k, k): v for k, v in settings.items()}
