@@ -4,19 +4,14 @@ import copy
 from typing import Any
 
 import pytest
-import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils.data import DataLoader
 
 from lightning_flatmtl import MultiTaskModule, TaskSAM
 from lightning_flatmtl.aggregators import MGDA, CAGrad
 from tests import naive
 from tests.helpers import (
-    Calls,
-    Pairs,
     assert_close,
-    assert_identical,
     data,
     fit,
     module,
