@@ -21,6 +21,10 @@ def split(row: Tensor, like: Params, names: list[str]) -> Params:
     return {k: piece.view_as(like[k]) for k, piece in zip(names, pieces, strict=True)}
 
 
+def mean(of_batches: Sequence[Params]) -> Params:
+    return {k: sum(of[k] for of in of_batches) / len(of_batches) for k in of_batches[0]}
+
+
 def move(at: Params, along: Params, rho: float, adaptive: bool) -> Params:
     return naive.perturb(at, along, rho, adaptive)
 
@@ -81,39 +85,53 @@ class Flatness:
         old = sorted((t for t in tasks if t in self.memory), key=lambda t: self.memory[t].update)
         return new + old[: max(0, self.refresh - len(new))]
 
-    def directions(self, losses: Losses, at: Params) -> Params:
-        """The gradient of every parameter in one update."""
+    def directions(self, batches: Sequence[Losses], at: Params) -> Params:
+        """The gradient of every parameter in one update, of batches with equally many samples."""
         self.updates += 1
-        g = {t: naive.gradient(f, at, self.shared) for t, f in losses.items()}
-        h = {t: naive.gradient(f, at, self.heads[t]) for t, f in losses.items()}
-        turn = self.turn(list(losses))
+        tasks = list(dict.fromkeys(t for losses in batches for t in losses))
+        turn = self.turn(tasks)
         self.renewed.append(turn)
-        along = self.along(losses, at, g, turn)
-        heads_at = {t: move(at, h[t], self.rho, self.adaptive) for t in losses}
-        flat: dict[str, Params] = {}
+        found = [self.of_batch(losses, at, turn) for losses in batches]
+        g, h, flat, head_flat = (
+            {
+                t: mean([of_batch[kind][t] for of_batch in found if t in of_batch[kind]])
+                for t in names
+            }
+            for kind, names in enumerate((tasks, tasks, turn, turn))
+        )
+        for t in turn:
+            self.memory[t] = Remembered(self.updates, g[t], h[t], flat[t], head_flat[t])
         result: Params = {}
-        for t, loss in losses.items():
-            if t in turn:
-                shared_at = move(at, along[t], self.rho, self.adaptive)
-                head_at = heads_at[t]
-                if self.point == "joint":
-                    shared_at = head_at = {
-                        k: shared_at[k] if k in self.shared else head_at[k] for k in at
-                    }
-                s = naive.gradient(loss, shared_at, self.shared)
-                of_head = naive.gradient(loss, head_at, self.heads[t])
-                flat[t] = {k: s[k] - g[t][k] for k in s}
-                head_flat = {k: of_head[k] - h[t][k] for k in of_head}
-                self.memory[t] = Remembered(self.updates, g[t], h[t], flat[t], head_flat)
-                result.update(of_head)
-            else:
-                flat[t], head_flat = self.memory[t].again(g[t], h[t])
-                result.update({k: h[t][k] + head_flat[k] for k in h[t]})
-        rows = torch.stack([naive.vector(g[t]) for t in losses])
-        flats = torch.stack([naive.vector(flat[t]) for t in losses])
+        for t in tasks:
+            if t not in turn:
+                flat[t], head_flat[t] = self.memory[t].again(g[t], h[t])
+            result.update({k: h[t][k] + head_flat[t][k] for k in h[t]})
+        rows = torch.stack([naive.vector(g[t]) for t in tasks])
+        flats = torch.stack([naive.vector(flat[t]) for t in tasks])
         direction = naive.ARMS[self.arm](rows, flats, self.aggregate)
         result.update(split(direction, at, self.shared))
         return result
+
+    def of_batch(self, losses: Losses, at: Params, turn: Sequence[str]) -> list[dict[str, Params]]:
+        """Clean gradients of trunk and heads, and the flat parts of the tasks whose turn it is."""
+        g = {t: naive.gradient(f, at, self.shared) for t, f in losses.items()}
+        h = {t: naive.gradient(f, at, self.heads[t]) for t, f in losses.items()}
+        along = self.along(losses, at, g, turn)
+        flat: dict[str, Params] = {}
+        head_flat: dict[str, Params] = {}
+        for t, loss in losses.items():
+            if t not in turn:
+                continue
+            shared_at = move(at, along[t], self.rho, self.adaptive)
+            head_at = move(at, h[t], self.rho, self.adaptive)
+            if self.point == "joint":
+                both = {k: shared_at[k] if k in self.shared else head_at[k] for k in at}
+                shared_at = head_at = both
+            s = naive.gradient(loss, shared_at, self.shared)
+            of_head = naive.gradient(loss, head_at, self.heads[t])
+            flat[t] = {k: s[k] - g[t][k] for k in s}
+            head_flat[t] = {k: of_head[k] - h[t][k] for k in of_head}
+        return [g, h, flat, head_flat]
 
     def along(
         self, losses: Losses, at: Params, g: dict[str, Params], turn: Sequence[str]

@@ -21,6 +21,11 @@ METHODS: dict[str, Any] = {
     "MGDA": lambda: [MGDA()],
     "F-GradNorm": lambda: [GradNorm(), TaskSAM(0.05)],
     "FAMO": lambda: [FAMO()],
+    "F-MGDA in turn": lambda: [MGDA(), TaskSAM(0.05, refresh=1)],
+    "F-MGDA in turn, SAMO, 16 bits": lambda: [
+        MGDA(),
+        TaskSAM(0.05, refresh=1, perturbation="samo", rows="bfloat16"),
+    ],
 }
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),

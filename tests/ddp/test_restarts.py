@@ -27,6 +27,7 @@ PER_EPOCH, EPOCHS, LAST = 5, 3, 9
 METHODS: dict[str, Any] = {
     "F-PCGrad": lambda: [PCGrad(), TaskSAM(0.05)],
     "F-GradNorm": lambda: [GradNorm(lr=0.1), TaskSAM(0.5, adaptive=True, point="joint")],
+    "F-PCGrad-in-turn": lambda: [PCGrad(), TaskSAM(0.05, refresh=1, perturbation="samo")],
 }
 COMBINATIONS = [(host, name) for host in HOSTS for name in METHODS]
 

@@ -290,6 +290,7 @@ def synchronised_layers(module: nn.Module) -> list[nn.Module]:
 @dataclass
 class _Fetched:
     row: int
+    buffer: Tensor
     work: Any
 
 
@@ -322,13 +323,14 @@ class _SharedRowSums(RowSums):
     def fetch(self, i: int) -> None:
         if not self._buffers:
             self._buffers = [torch.empty_like(self.rows[0]) for _ in range(2)]
-        buffer = self._buffers[i % 2]
+        # Not the one of the row before, which is in use.
+        buffer, *_ = self._buffers = [*self._buffers[1:], self._buffers[0]]
         work = dist.all_gather_into_tensor(buffer, self._shards[i], async_op=True)
-        self._fetched = _Fetched(i, work)
+        self._fetched = _Fetched(i, buffer, work)
 
     def whole(self, i: int) -> Tensor:
         if self._fetched is None or self._fetched.row != i:
             self.fetch(i)
         assert self._fetched is not None
         self._fetched.work.wait()
-        return self._buffers[i % 2]
+        return self._fetched.buffer
