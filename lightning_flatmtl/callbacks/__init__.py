@@ -1,9 +1,12 @@
 """Diagnostics: callbacks that only look, and never change how a model is trained."""
 
+from lightning_flatmtl.callbacks._radius_results import RhoResults
 from lightning_flatmtl.callbacks.calibration import Calibration
+from lightning_flatmtl.callbacks.find_rho import find_rho
 from lightning_flatmtl.callbacks.gradient_conflict import GradientConflict
 from lightning_flatmtl.callbacks.loss_landscape import LossLandscape
 from lightning_flatmtl.callbacks.noise_robustness import NoiseRobustness
+from lightning_flatmtl.callbacks.rho_finder import RhoFinder
 from lightning_flatmtl.callbacks.sharpness_monitor import SharpnessMonitor
 from lightning_flatmtl.callbacks.task_average import TaskAverage
 
@@ -12,6 +15,9 @@ __all__ = [
     "GradientConflict",
     "LossLandscape",
     "NoiseRobustness",
+    "RhoFinder",
+    "RhoResults",
     "SharpnessMonitor",
     "TaskAverage",
+    "find_rho",
 ]

@@ -1,6 +1,6 @@
 """The batches of a Trainer's data, drawn once more without a trace in what draws them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
-__all__ = ["batches_of"]
+__all__ = ["batches_of", "unmoved"]
 
 
 def batches_of(
@@ -29,7 +29,7 @@ def batches_of(
     """
     loader, own_limit = _loader_of(trainer, stage)
     ends = [n for n in (own_limit, limit) if n is not None]
-    with _unmoved(loader):
+    with unmoved(loader.combined.flattened if isinstance(loader, _Together) else [loader]):
         drawn = islice(loader, min(ends) if ends else None)
         for i, batch in enumerate(drawn):
             yield _on_device(trainer, module, batch), i
@@ -77,9 +77,8 @@ class _Together:
 
 
 @contextmanager
-def _unmoved(loader: Any) -> Iterator[None]:
+def unmoved(loaders: Sequence[Any]) -> Iterator[None]:
     """Run the block, then let the loaders be where they were."""
-    loaders = loader.combined.flattened if isinstance(loader, _Together) else [loader]
     stateful = [
         (part, part.state_dict())
         for part in loaders

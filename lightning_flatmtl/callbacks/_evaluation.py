@@ -22,7 +22,7 @@ from lightning_flatmtl.hosting.host import Host
 from lightning_flatmtl.hosting.muting import log_replaced
 from lightning_flatmtl.hosting.untraced import looking_at
 
-__all__ = ["Evaluation", "Explorer", "Stage"]
+__all__ = ["Evaluation", "Explorer", "Stage", "working_on"]
 
 Stage = Literal["train", "val", "test"]
 Point = TypeVar("Point")
@@ -66,7 +66,7 @@ class Evaluation:
             torch.inference_mode(False),
             torch.no_grad(),
             self._tape.replaying(),
-            _working_on(self._trainer, self._stage),
+            working_on(self._trainer, self._stage),
             _in_evaluation_mode(self._module),
         ):
             self._tape.mark("start")
@@ -215,7 +215,7 @@ def _added_up(of_processes: Sequence[Mapping[str, tuple[float, float]]]) -> dict
 
 
 @contextmanager
-def _working_on(trainer: Trainer, stage: Stage) -> Iterator[None]:
+def working_on(trainer: Trainer, stage: Stage) -> Iterator[None]:
     """Run the block with the Trainer saying that it is at ``stage``."""
     before = trainer.state.stage
     trainer.state.stage = _STAGES[stage]

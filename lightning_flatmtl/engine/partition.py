@@ -75,6 +75,13 @@ class Partition:
                 self._owner[p] = owner
                 self._declared.add(p)
 
+    def copy(self) -> "Partition":
+        """Another one that has found the same, for who looks further by himself."""
+        other = Partition()
+        for name, value in vars(self).items():
+            setattr(other, name, value.copy() if isinstance(value, dict | set) else value)
+        return other
+
     @staticmethod
     def _label(owner: str | None) -> str:
         return "the shared part" if owner is _SHARED else f"task '{owner}'"

@@ -119,6 +119,11 @@ class Look:
         with self._running():
             return self._passes.again(task)
 
+    @property
+    def common(self) -> set[Any]:
+        """Parameters that all tasks reach, those that the batch lacks too, after :meth:`losses`."""
+        return set() if self._passes is None else self._passes.common
+
     @contextmanager
     def _running(self) -> Iterator[None]:
         precision = self.module.trainer.precision_plugin

@@ -1,0 +1,227 @@
+"""How good is the radius that RhoFinder suggests? The accuracy there against that of a grid.
+
+    python -m tests.benchmarks.rho_finder grid --out runs/rho [--cases text] [--seeds 0]
+    python -m tests.benchmarks.rho_finder find --out runs/rho
+    python -m tests.benchmarks.rho_finder suggested --out runs/rho
+    python -m tests.benchmarks.rho_finder table --out runs/rho
+
+F-LS, the sum of the losses beside TaskSAM, is trained on five benchmarks in small; one run takes
+about a minute on one core. `grid` trains with every radius of a grid, `find` looks for a radius,
+`suggested` trains with those that were found, and `table` prints what came out. All add to CSV
+files in the folder and leave out what these have already.
+
+The Multi-MNIST cases need the files of MNIST below `--root`.
+"""
+
+import argparse
+import csv
+import importlib.util
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_flatmtl import ClassificationTask, MultiTaskModule, TaskSAM
+from lightning_flatmtl.data import MultiDigits, MultiMNIST
+from lightning_flatmtl.models import ConvEncoder, LeNetEncoder, ResNetEncoder
+
+PLAIN = (0.0125, 0.025, 0.05, 0.1, 0.2)
+ADAPTIVE = (0.25, 0.5, 1.0, 2.0)
+COLUMNS = (
+    "case",
+    "seed",
+    "adaptive",
+    "rho",
+    "val_accuracy",
+    "val_loss",
+    "test_accuracy",
+    "seconds",
+)
+TEXT = Path(__file__).parents[2] / "examples" / "transformer_text.py"
+CHANCE = {"digits_noisy": 10.0, "digits_clean": 10.0, "lenet": 10.0, "resnet": 10.0}
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a run trains on, and for how long."""
+
+    module: pl.LightningModule
+    data: dict[str, Any]
+    """Arguments of ``Trainer.fit``."""
+    test: Any
+    epochs: int
+
+
+def digits(noise: float) -> Callable[[int, Path], Parts]:
+    """MultiDigits as in examples/multidigits."""
+
+    def make(seed: int, root: Path) -> Parts:
+        data = MultiDigits(train_pairs=3000, label_noise=noise, batch_size=64, seed=seed)
+        return Parts(two_tasks(ConvEncoder(features=64), 64), {"datamodule": data}, data, 15)
+
+    return make
+
+
+def lenet(seed: int, root: Path) -> Parts:
+    """LeNet as in examples/multimnist/lenet.yaml, fewer epochs."""
+    data = MultiMNIST(
+        str(root), train_pairs=5000, val_pairs=2000, test_pairs=4000, max_shift=0, seed=seed,
+        batch_size=128,
+    )  # fmt: skip
+    return Parts(two_tasks(LeNetEncoder(features=50), 50), {"datamodule": data}, data, 10)
+
+
+def resnet(seed: int, root: Path) -> Parts:
+    """A ResNet-18 of an eighth of the width, as in examples/multimnist/small.yaml, but shorter."""
+    data = MultiMNIST(
+        str(root), train_pairs=2000, val_pairs=2000, test_pairs=4000, max_shift=0, seed=seed,
+        batch_size=128,
+    )  # fmt: skip
+    encoder = ResNetEncoder(in_channels=1, features=100, width=8, channels_last=True)
+    return Parts(two_tasks(encoder, 100), {"datamodule": data}, data, 12)
+
+
+def text(seed: int, root: Path) -> Parts:
+    """The transformer of examples/transformer_text.py; a quarter of the sentences validates."""
+    spec = importlib.util.spec_from_file_location("transformer_text", TEXT)
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = example
+    spec.loader.exec_module(example)
+    train, val = example.split(example.read_sentences(), seed)
+    collate = example.Collate(train)
+    module = example.Sentences(
+        encoder=example.Encoder(len(collate)),
+        tasks=example.make_tasks(),
+        optimizer=lambda params: torch.optim.AdamW(params, lr=3e-3),
+        gradient_clip_val=1.0,
+    )
+    held_out = DataLoader(val, 64, collate_fn=collate)
+    loaders = {
+        "train_dataloaders": DataLoader(train, 16, shuffle=True, collate_fn=collate),
+        "val_dataloaders": held_out,
+    }
+    return Parts(module, loaders, None, 30)
+
+
+CASES: dict[str, Callable[[int, Path], Parts]] = {
+    "digits_noisy": digits(0.3),
+    "digits_clean": digits(0.0),
+    "text": text,
+    "lenet": lenet,
+    "resnet": resnet,
+}
+
+
+def two_tasks(encoder: torch.nn.Module, features: int) -> MultiTaskModule:
+    """Two linear heads, ten classes each, Adam at 1e-3."""
+    tasks = [ClassificationTask(name, features, 10) for name in ("left", "right")]
+    return MultiTaskModule(encoder, tasks, optimizer=lambda p: torch.optim.Adam(p, lr=1e-3))
+
+
+def trainer_of(epochs: int, callbacks: Sequence[pl.Callback]) -> pl.Trainer:
+    """On one CPU, quietly; validation after the last epoch alone."""
+    return pl.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+        check_val_every_n_epoch=epochs,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def accuracy(metrics: dict[str, Any], stage: str) -> float:
+    """The mean over the tasks, in percent."""
+    found = [float(v) for k, v in metrics.items() if k.endswith("/accuracy") and stage in k]
+    return 100 * sum(found) / len(found)
+
+
+def train(case: str, seed: int, adaptive: bool, rho: float, root: Path) -> list[object]:
+    """One run: a row of the CSV file."""
+    pl.seed_everything(seed, verbose=False)
+    parts = CASES[case](seed, root)
+    trainer = trainer_of(parts.epochs, [TaskSAM(rho=rho, adaptive=adaptive)] if rho else [])
+    begun = time.perf_counter()
+    try:
+        trainer.fit(parts.module, **parts.data)
+    except Exception as error:  # a radius that breaks the fit is a finding
+        print(f"{case} {seed} {adaptive} {rho}: {type(error).__name__}: {error}", flush=True)
+        return [case, seed, adaptive, rho, "nan", "nan", "nan", "nan"]
+    seconds = time.perf_counter() - begun
+    found = dict(trainer.callback_metrics)
+    val, loss, test = accuracy(found, "val"), float(found["val/loss"]), float("nan")
+    if parts.test is not None:
+        (tested,) = trainer.test(parts.module, datamodule=parts.test, verbose=False)
+        test = accuracy(tested, "test")
+    return [case, seed, adaptive, rho, *(f"{x:.4f}" for x in (val, loss, test, seconds))]
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file, none if it is not there."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add(path: Path, columns: Sequence[str], row: Sequence[object]) -> None:
+    """Append a row."""
+    new = not path.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file)
+        if new:
+            writer.writerow(columns)
+        writer.writerow(row)
+
+
+def grid(cases: Sequence[str], seeds: Sequence[int]) -> Iterator[tuple[str, int, bool, float]]:
+    """All runs, seed by seed."""
+    for seed in seeds:
+        for case in cases:
+            yield case, seed, False, 0.0
+            for adaptive, radii in ((False, PLAIN), (True, ADAPTIVE)):
+                for rho in radii:
+                    yield case, seed, adaptive, rho
+
+
+def run_grid(arguments: argparse.Namespace) -> None:
+    """Train with every radius of the grid."""
+    path = arguments.out / "grid.csv"
+    for case, seed, adaptive, rho in grid(arguments.cases, arguments.seeds):
+        key = (case, str(seed), str(adaptive), str(rho))
+        if key not in {(r["case"], r["seed"], r["adaptive"], r["rho"]) for r in rows_of(path)}:
+            row = train(case, seed, adaptive, rho, arguments.root)
+            add(path, COLUMNS, row)
+            print(*row, flush=True)
+
+
+def main() -> None:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("command", choices=["grid"])
+    parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files")
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--root", type=Path, default=Path("data"), help="folder above MNIST/raw")
+    arguments = parser.parse_args()
+    run_grid(arguments)
+
+
+if __name__ == "__main__":
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    main()
