@@ -43,7 +43,8 @@ class TaskSAM(MethodCallback):
     ``[tasks, parameters]`` matrix; where the model is not made of encoder and heads, all heads run
     in these passes. ``refresh``, ``perturbation="common"`` and ``start`` cost less, ``rows`` takes
     less memory. Too large a radius kills training, so that every task gradient is exactly zero
-    from then on: start with 0.05 plain or 1 adaptive.
+    from then on: start with 0.05 plain or 1 adaptive, or let
+    :class:`~lightning_flatmtl.callbacks.RhoFinder` look for one.
 
     Args:
         rho: Radius of both perturbations, in ``[0, inf)``; 0 runs no second pass at all.

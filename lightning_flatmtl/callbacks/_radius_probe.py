@@ -15,7 +15,7 @@ from lightning_flatmtl.engine import MultiTaskStep
 from lightning_flatmtl.engine.autocast import outside_autocast
 from lightning_flatmtl.engine.checks import check_graphs
 from lightning_flatmtl.engine.gradients.gram import squared_norms, wide_type
-from lightning_flatmtl.engine.gradients.perturbation import moved
+from lightning_flatmtl.engine.gradients.perturbed import moved
 from lightning_flatmtl.engine.gradients.radius import move_along
 from lightning_flatmtl.engine.parameters.blocks import unscaled
 from lightning_flatmtl.engine.parameters.flat_parameters import FlatParameters

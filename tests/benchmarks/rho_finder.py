@@ -17,6 +17,7 @@ import argparse
 import csv
 import importlib.util
 import logging
+import math
 import sys
 import time
 import warnings
@@ -30,6 +31,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_flatmtl import ClassificationTask, MultiTaskModule, TaskSAM
+from lightning_flatmtl.callbacks import find_rho
 from lightning_flatmtl.data import MultiDigits, MultiMNIST
 from lightning_flatmtl.models import ConvEncoder, LeNetEncoder, ResNetEncoder
 
@@ -46,7 +48,7 @@ COLUMNS = (
     "seconds",
 )
 TEXT = Path(__file__).parents[2] / "examples" / "transformer_text.py"
-CHANCE = {"digits_noisy": 10.0, "digits_clean": 10.0, "lenet": 10.0, "resnet": 10.0}
+FOUND = ("case", "seed", "adaptive", "suggestion", "killed", "step", "seconds")
 
 
 @dataclass(frozen=True)
@@ -209,16 +211,84 @@ def run_grid(arguments: argparse.Namespace) -> None:
             print(*row, flush=True)
 
 
+def run_find(arguments: argparse.Namespace) -> None:
+    """Look for a radius before training, in every case and for every seed."""
+    path = arguments.out / "found.csv"
+    for seed in arguments.seeds:
+        for case in arguments.cases:
+            if (case, str(seed)) in {(r["case"], r["seed"]) for r in rows_of(path)}:
+                continue
+            pl.seed_everything(seed, verbose=False)
+            parts = CASES[case](seed, arguments.root)
+            trainer, data = trainer_of(parts.epochs, []), [*parts.data.values()]
+            curves = arguments.out / f"curves_{case}_{seed}.csv"
+            begun = time.perf_counter()
+            found = find_rho(trainer, parts.module, *data, verbose=False, csv=curves)
+            seconds = f"{time.perf_counter() - begun:.1f}"
+            for adaptive in (False, True):
+                killed, step = found.killed(adaptive), found.rows[0].step
+                row = [case, seed, adaptive, found.suggestion(adaptive), killed, step, seconds]
+                add(path, FOUND, row)
+                print(*row, flush=True)
+
+
+def run_suggested(arguments: argparse.Namespace) -> None:
+    """Train with the radii that were found."""
+    done = arguments.out / "suggested.csv"
+    for found in rows_of(arguments.out / "found.csv"):
+        case, seed = found["case"], int(found["seed"])
+        known = {(r["case"], r["seed"], r["adaptive"]) for r in rows_of(done)}
+        key = (case, found["seed"], found["adaptive"])
+        if case in arguments.cases and seed in arguments.seeds and key not in known:
+            adaptive = found["adaptive"] == "True"
+            row = train(case, seed, adaptive, float(found["suggestion"]), arguments.root)
+            add(done, COLUMNS, row)
+            print(*row, flush=True)
+
+
+def run_table(arguments: argparse.Namespace) -> None:
+    """Print the accuracies, those of one seed in a row."""
+    grid_rows = rows_of(arguments.out / "grid.csv")
+    print("| case | seed | perturbation | plain method | best of the grid | suggested | gap |")
+    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    for row in rows_of(arguments.out / "suggested.csv"):
+        same = [r for r in grid_rows if (r["case"], r["seed"]) == (row["case"], row["seed"])]
+        runs = [r for r in same if r["adaptive"] == row["adaptive"] and float(r["rho"]) > 0]
+        plain = [r for r in same if float(r["rho"]) == 0]
+        if not runs or not plain:
+            continue
+        best = max(runs, key=_figure)
+        cells = [
+            row["case"],
+            row["seed"],
+            "adaptive" if row["adaptive"] == "True" else "plain",
+            f"{_figure(plain[0]):.2f}",
+            f"{_figure(best):.2f} ({float(best['rho']):g})",
+            f"{_figure(row):.2f} ({float(row['rho']):g})",
+            f"{_figure(row) - _figure(best):+.2f}",
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+def _figure(row: dict[str, str]) -> float:
+    """The validation accuracy, 0 of a fit that broke."""
+    value = float(row["val_accuracy"])
+    return 0.0 if math.isnan(value) else value
+
+
+COMMANDS = {"grid": run_grid, "find": run_find, "suggested": run_suggested, "table": run_table}
+
+
 def main() -> None:
     """Run what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("command", choices=["grid"])
+    parser.add_argument("command", choices=list(COMMANDS))
     parser.add_argument("--out", type=Path, required=True, help="folder of the CSV files")
     parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--root", type=Path, default=Path("data"), help="folder above MNIST/raw")
     arguments = parser.parse_args()
-    run_grid(arguments)
+    COMMANDS[arguments.command](arguments)
 
 
 if __name__ == "__main__":
