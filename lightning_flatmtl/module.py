@@ -34,7 +34,7 @@ from lightning_flatmtl.hosting.host import Host
 from lightning_flatmtl.hosting.labels import noted_labels, noted_nan
 from lightning_flatmtl.hosting.manual import ManualOptimization
 from lightning_flatmtl.hosting.names import nearest
-from lightning_flatmtl.hosting.refusals import refuse_unfit_gradients
+from lightning_flatmtl.hosting.refusals import refuse_unfit_for_gram, refuse_unfit_gradients
 from lightning_flatmtl.hosting.reports import FitReports
 from lightning_flatmtl.hosting.schedulers import SchedulerCallable
 from lightning_flatmtl.hosting.task_metrics import TaskMetrics, log_name
@@ -97,7 +97,10 @@ class MultiTaskModule(LightningModule, Host):
         gradients: Where the task Jacobian is taken: at the shared ``"parameters"``, or at the
             encoder's ``"features"``, with one backward pass of the trunk for all tasks (MGDA-UB,
             LibMTL's ``rep_grad``): an approximation for non-linear aggregators, cheap for many
-            tasks, and not with TaskSAM.
+            tasks, and not with TaskSAM. ``"gram"`` is at the parameters, exactly, in less memory:
+            the inner products of the task gradients are found layer by layer, and one more backward
+            pass gives the direction. For aggregators that look at inner products only, on one
+            device, not with TaskSAM.
 
     Raises:
         ValueError: If tasks are missing or named twice, the baselines do not fit the metrics, or a
@@ -129,7 +132,7 @@ class MultiTaskModule(LightningModule, Host):
         gradient_clip_algorithm: str = "norm",
         accumulate_grad_batches: int = 1,
         baselines: dict[str, float] | str | None = None,
-        gradients: Literal["parameters", "features"] = "parameters",
+        gradients: Literal["parameters", "features", "gram"] = "parameters",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -168,8 +171,10 @@ class MultiTaskModule(LightningModule, Host):
         self._manual = ManualOptimization(
             gradient_clip_val, gradient_clip_algorithm, accumulate_grad_batches
         )
-        if gradients not in {"parameters", "features"}:
-            raise ValueError(f"`gradients` must be 'parameters' or 'features', got {gradients!r}.")
+        if gradients not in {"parameters", "features", "gram"}:
+            raise ValueError(
+                f"`gradients` must be 'parameters', 'features' or 'gram', got {gradients!r}."
+            )
         if gradients == "features" and self._overrides("losses"):
             raise ValueError(
                 "`gradients='features'` needs a model of encoder and heads, got one that overrides "
@@ -403,6 +408,8 @@ class MultiTaskModule(LightningModule, Host):
         if self._fit.has_method:
             share = self._manual.accumulate_grad_batches if self._fit.accumulates else 1
             refuse_unfit_gradients(self.gradients, self.sharpness, share)
+        if self.gradients == "gram":
+            refuse_unfit_for_gram(self.aggregator, trainer.world_size)
         return self._fit
 
     @override
@@ -453,7 +460,9 @@ class MultiTaskModule(LightningModule, Host):
         try:
             if not (self._overrides("losses") or self._overrides("task_loss")):
                 self._fit.watch.saw_targets(target_names(batch))
-            return self._passes(batch, batch_idx)
+            passes = self._passes(batch, batch_idx)
+            passes.without_matrix = self.gradients == "gram"
+            return passes
         except Exception as error:
             if self.engine.processes.size == 1:
                 raise

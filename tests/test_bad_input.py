@@ -544,7 +544,7 @@ def test_half_precision_needs_no_loss_scaling() -> None:
 def test_features_and_task_sam_are_refused_together() -> None:
     with pytest.raises(MisconfigurationException, match="TaskSAM perturbs parameters and needs"):
         fit(module(gradients="features"), [TaskSAM(0.1)])
-    with pytest.raises(ValueError, match="must be 'parameters' or 'features', got 'rows'"):
+    with pytest.raises(ValueError, match="'parameters', 'features' or 'gram', got 'rows'"):
         module(gradients="rows")
 
 

@@ -34,6 +34,7 @@ from lightning_flatmtl.engine.gradients.second_pass import sam_gradients
 from lightning_flatmtl.engine.gradients.stats import GradientStats, measure, measure_second
 from lightning_flatmtl.engine.gradients.watched import watched_gram
 from lightning_flatmtl.engine.gradients.weighted_sum import means_of, weighted_sum
+from lightning_flatmtl.engine.gradients.without_matrix import step_without_matrix
 from lightning_flatmtl.engine.parameters.blocks import Blocks, Setting
 from lightning_flatmtl.engine.parameters.choice import blocks_for
 from lightning_flatmtl.engine.parameters.workspace import Workspace
@@ -203,17 +204,21 @@ class MultiTaskStep:
         blocks = blocks_for(setting, passes, sharpness)
         with blocks.differentiating():
             of_penalty = gradient_of(penalty, blocks, self.partition)
-            found = lines_1_to_6(losses, blocks, passes, sharpness, self.between)
-            result = lines_7_to_10(
-                losses,
-                blocks,
-                *found,
-                aggregation,
-                sharpness,
-                of_penalty,
-                self.between,
-                self.watched,
-            )
+            result = None
+            if passes.without_matrix:
+                result = step_without_matrix(losses, blocks, aggregation, of_penalty)
+            if result is None:
+                found = lines_1_to_6(losses, blocks, passes, sharpness, self.between)
+                result = lines_7_to_10(
+                    losses,
+                    blocks,
+                    *found,
+                    aggregation,
+                    sharpness,
+                    of_penalty,
+                    self.between,
+                    self.watched,
+                )
         return result if penalty is None else _with_penalty(result, penalty)
 
     def _watched(
@@ -223,7 +228,8 @@ class MultiTaskStep:
         if self.partition.hidden or not setting.shares:
             return result
         try:
-            gram = watched_gram(losses, blocks_for(setting, passes, None))
+            blocks = blocks_for(setting, passes, None)
+            gram = watched_gram(losses, blocks, passes.without_matrix)
         finally:
             self._workspace.clear()  # the steps between have no rows
         return replace(result, gram=gram)

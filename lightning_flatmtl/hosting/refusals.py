@@ -17,6 +17,7 @@ from lightning_flatmtl.hosting.trainer import SHARDING, WHOLE, kinds_of, of_role
 __all__ = [
     "refuse_second",
     "refuse_unfit_callbacks",
+    "refuse_unfit_for_gram",
     "refuse_unfit_gradients",
     "refuse_unfit_trainer",
     "warn_of_lost_scale",
@@ -88,10 +89,37 @@ def refuse_unfit_gradients(gradients: str, sharpness: Sharpness | None, share: i
             f"accumulate_grad_batches=1, got {share}: every batch has features of its own. Use "
             "larger batches, or gradients='parameters'."
         )
-    if gradients == "features" and sharpness is not None and sharpness.active:
+    if gradients == "gram" and share > 1:
         raise MisconfigurationException(
-            "TaskSAM perturbs parameters and needs MultiTaskModule(gradients='parameters'), got "
-            "'features'. Remove one of the two."
+            "With MultiTaskModule(gradients='gram') an aggregator needs accumulate_grad_batches=1, "
+            f"got {share}: between batches the rows would have to be kept. Use larger batches, or "
+            "gradients='parameters'."
+        )
+    if gradients != "parameters" and sharpness is not None and sharpness.active:
+        why = "perturbs parameters" if gradients == "features" else "needs the task gradients"
+        raise MisconfigurationException(
+            f"TaskSAM {why} and needs MultiTaskModule(gradients='parameters'), got "
+            f"{gradients!r}. Remove one of the two."
+        )
+
+
+def refuse_unfit_for_gram(aggregator: Any, processes: int) -> None:
+    """Refuse what the Gram matrix alone is not enough for.
+
+    Args:
+        aggregator: The aggregator; ``None`` for none.
+        processes: How many train together.
+    """
+    if aggregator is not None and aggregator.requires != "gram":
+        raise MisconfigurationException(
+            "With MultiTaskModule(gradients='gram') an aggregator must look at the inner products "
+            f"of the task gradients only, got {type(aggregator).__name__}, which looks at the "
+            "gradients. Use another aggregator, or gradients='parameters'."
+        )
+    if processes > 1:
+        raise MisconfigurationException(
+            f"MultiTaskModule(gradients='gram') is for one device, got {processes} processes: the "
+            "inner products of summed gradients need the gradients. Use gradients='parameters'."
         )
 
 

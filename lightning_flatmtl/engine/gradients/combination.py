@@ -12,6 +12,7 @@ from lightning_flatmtl.engine.gradients.gram import column_blocks, wide_type
 __all__ = [
     "bounded_factor",
     "refuse_infinite_direction",
+    "refuse_infinite_sum",
     "refuse_infinite_weights",
     "scaled",
     "weighted_rows",
@@ -54,12 +55,8 @@ def weighted_rows(
     """
     rows = part.jacobian if rows is None else rows
     narrow = torch.promote_types(rows.dtype, torch.float32)
-    norms = part.gram.diagonal().sqrt()
-    terms = (weights * norms).abs()
-    total = float(terms.sum())
-    length = _length(weights, part.gram, total)
-    if not length <= torch.finfo(narrow).max:
-        raise _infinite(method, part, weights, terms)
+    total = float((weights * part.gram.diagonal().sqrt()).abs().sum())
+    length = refuse_infinite_sum(weights, part, method, narrow)
     weights = weights * gain
     with torch.no_grad(), torch.autocast(rows.device.type, enabled=False):
         if narrow != torch.float64 and not _is_plain(weights, total * abs(gain), length):
@@ -145,6 +142,24 @@ def refuse_infinite_weights(weights: Tensor | None, tasks: tuple[str, ...], meth
                 f"The weights of {method!r} must be finite, got {weight} for task '{task}'. "
                 f"Rescale the loss of that task, or use another aggregator."
             )
+
+
+def refuse_infinite_sum(
+    weights: Tensor, part: TaskGradients, method: object, dtype: torch.dtype
+) -> float:
+    """Refuse weights with which the sum of the rows is beyond the range of ``dtype``.
+
+    Returns:
+        The length of the sum, from the Gram matrix.
+
+    Raises:
+        NonFiniteError: If so; the message names the method and the task with the longest term.
+    """
+    terms = (weights * part.gram.diagonal().sqrt()).abs()
+    length = _length(weights, part.gram, float(terms.sum()))
+    if not length <= torch.finfo(dtype).max:
+        raise _infinite(method, part, weights, terms)
+    return length
 
 
 def refuse_infinite_direction(finite: bool, part: TaskGradients, method: object) -> None:

@@ -76,7 +76,12 @@ class Blocks(ABC):
     @property
     def scaled(self) -> bool:
         """Whether the losses are scaled, so that an overflow is to be expected."""
-        return self._setting.scale is not None
+        return self.scale is not None
+
+    @property
+    def scale(self) -> Tensor | None:
+        """The loss scale, if there is one."""
+        return self._setting.scale
 
     def heads_of(self, tasks: Iterable[str]) -> dict[str, FlatParameters]:
         """The heads of any tasks, those that this step lacks too."""
@@ -145,7 +150,7 @@ class Blocks(ABC):
         params = [p for layout in layouts for p in layout.params]
         if not params:
             return [[] for _ in layouts]
-        loss = share_of(loss, self.processes.weight(self.shares[task]))
+        loss = self.own_share(task, loss)
         grads = self._true_grad(loss, params, retain_graph)
         pieces: list[Sequence[Tensor | None]] = []
         start = 0
@@ -153,6 +158,15 @@ class Blocks(ABC):
             pieces.append(grads[start : start + len(layout.params)])
             start += len(layout.params)
         return pieces
+
+    def own_share(self, task: str, loss: Tensor) -> Tensor:
+        """What this process adds to the loss of a task."""
+        return share_of(loss, self.processes.weight(self.shares[task]))
+
+    def root(self, task: str, loss: Tensor) -> Tensor:
+        """What the backward pass of a task begins at: its scaled loss."""
+        loss = self.own_share(task, loss)
+        return loss if self.scale is None else loss.float() * self.scale
 
     def differentiate_term(self, term: Tensor) -> Sequence[Tensor | None]:
         """Gradients of what belongs to no task, for all trainable parameters; the graph stays."""
@@ -162,10 +176,9 @@ class Blocks(ABC):
         self, loss: Tensor, params: Sequence[Tensor], retain_graph: bool
     ) -> tuple[Tensor | None, ...]:
         """The gradients, by way of the scaled loss if there is a loss scale."""
-        scale = self._setting.scale
-        if scale is not None:
-            loss = loss.float() * scale
-        return unscaled(self._grad(loss, params, retain_graph), scale)
+        if self.scale is not None:
+            loss = loss.float() * self.scale
+        return unscaled(self._grad(loss, params, retain_graph), self.scale)
 
     @abstractmethod
     def _grad(

@@ -12,6 +12,8 @@ __all__ = ["blocks_for"]
 
 def blocks_for(setting: Setting, passes: Passes, sharpness: Sharpness | None) -> Blocks:
     """The columns of the task Jacobian: the shared parameters, or the features."""
+    if passes.without_matrix:
+        _refuse_unfit(setting, sharpness)
     if setting.processes.sharded:
         if sharpness is not None and sharpness.perturbation == "local":
             raise ValueError(
@@ -39,3 +41,23 @@ def blocks_for(setting: Setting, passes: Passes, sharpness: Sharpness | None) ->
     with setting.failure.kept():
         return FeatureBlocks(setting, passes.features)
     return FeatureBlocks(setting, None)  # like a process that has no features to send
+
+
+def _refuse_unfit(setting: Setting, sharpness: Sharpness | None) -> None:
+    """Refuse what the Gram matrix cannot be found for without the rows."""
+    if sharpness is not None:
+        raise ValueError(
+            "TaskSAM needs the rows of the task Jacobian, `gradients='parameters'`, got 'gram'. "
+            "Remove one of the two."
+        )
+    if setting.processes.size > 1:
+        raise ValueError(
+            "With `gradients='gram'` one process has the whole batch, got "
+            f"{setting.processes.size}: the Gram matrix of summed rows needs the rows. Use "
+            "`gradients='parameters'`."
+        )
+    if setting.partition.needs_backward:
+        raise ValueError(
+            "With `gradients='gram'` the graph must show every parameter, got a reentrant "
+            "checkpoint. Use `checkpoint(..., use_reentrant=False)`, or `gradients='parameters'`."
+        )

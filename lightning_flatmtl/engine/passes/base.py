@@ -54,6 +54,8 @@ class Passes(ABC):
         """Computes the term that belongs to no task, asked once, after the clean pass."""
         self.at_features = False
         """Whether the task Jacobian is to be taken at the features."""
+        self.without_matrix = False
+        """Whether the Gram matrix is to be found without the rows of the whole task Jacobian."""
         self.features: list[Tensor] | None = None
         """The features with their graph; ``None`` elsewhere, and where the batch has no task."""
         self.common: set[Any] = set()
