@@ -18,9 +18,18 @@ from lightning_flatmtl.callbacks._radius_results import COLUMNS, RhoResults, Rho
 from lightning_flatmtl.callbacks._survey import checked_count, is_positive
 from lightning_flatmtl.callbacks._table import Table
 from lightning_flatmtl.engine import RNGReplay, Sharpness
+from lightning_flatmtl.engine.gradients.nested import refuse_unfit_to_nest
 from lightning_flatmtl.engine.processes.base import Processes
 from lightning_flatmtl.hosting.automatic import host_of
-from lightning_flatmtl.hosting.trainer import WHOLE, kinds_of, of_role, processes_of
+from lightning_flatmtl.hosting.host import Host
+from lightning_flatmtl.hosting.refusals import refuse_unfit_gradients
+from lightning_flatmtl.hosting.trainer import (
+    WHOLE,
+    aggregator_of,
+    kinds_of,
+    of_role,
+    processes_of,
+)
 from lightning_flatmtl.hosting.untraced import refuse_unfit_to_look_at
 
 __all__ = ["RhoFinder"]
@@ -159,6 +168,8 @@ class RhoFinder(Callback):
         self._forget()
         refuse_unfit_to_look_at(pl_module, type(self).__name__)
         self._refuse(trainer)
+        if self.update_attr:
+            self._refuse_later(trainer, pl_module)
 
     def _refuse(self, trainer: Trainer) -> None:
         if not kinds_of(trainer) & {"SingleDeviceStrategy", WHOLE}:
@@ -172,6 +183,14 @@ class RhoFinder(Callback):
                 "`RhoFinder(update_attr=True)` sets the radius of a TaskSAM, got a Trainer without "
                 "one. Add `TaskSAM(rho=0.0)` to its callbacks, or use `update_attr=False`."
             )
+
+    def _refuse_later(self, trainer: Trainer, module: LightningModule) -> None:
+        """Refuse now what the radius to come would not go with; a radius of 0 hides it."""
+        sam = of_role(trainer, "TaskSAM")[0]
+        active = replace(sam.sharpness, rho_shared=1.0, rho_heads=1.0)
+        refuse_unfit_to_nest(aggregator_of(trainer), active)
+        if isinstance(module, Host):
+            refuse_unfit_gradients(module.gradients, active, share=1)
 
     # When.
 

@@ -21,6 +21,7 @@ class Host:
     task_metrics: TaskMetrics
     listeners: list[Callable[[str, Any, Any], None]]
     """Get a task's name, predictions and target whenever its metrics do; they change nothing."""
+    gradients: str
     _fit: Fit
 
     def start_fit(self, trainer: Trainer) -> Fit:

@@ -4,11 +4,12 @@
     python -m tests.benchmarks.rho_finder find --out runs/rho
     python -m tests.benchmarks.rho_finder suggested --out runs/rho
     python -m tests.benchmarks.rho_finder table --out runs/rho
+    python -m tests.benchmarks.rho_finder rules --out runs/rho
 
 F-LS, the sum of the losses beside TaskSAM, is trained on five benchmarks in small; one run takes
 about a minute on one core. `grid` trains with every radius of a grid, `find` looks for a radius,
-`suggested` trains with those that were found, and `table` prints what came out. All add to CSV
-files in the folder and leave out what these have already.
+`suggested` trains with those that were found; they add to CSV files in the folder and leave out
+what these have already. `table` prints what came out, `rules` what other rules would have suggested.
 
 The Multi-MNIST cases need the files of MNIST below `--root`.
 """
@@ -247,36 +248,151 @@ def run_suggested(arguments: argparse.Namespace) -> None:
 
 
 def run_table(arguments: argparse.Namespace) -> None:
-    """Print the accuracies, those of one seed in a row."""
-    grid_rows = rows_of(arguments.out / "grid.csv")
-    print("| case | seed | perturbation | plain method | best of the grid | suggested | gap |")
-    print("| --- | ---: | --- | ---: | ---: | ---: | ---: |")
+    """Print the accuracies at the suggested radii, and those of the whole grid."""
+    runs = rows_of(arguments.out / "grid.csv")
+    line("benchmark", "seed", "kind", "LS", "best of the grid", "suggested", "gap", "gap on test")
+    line("---", "---:", "---", *["---:"] * 5)
     for row in rows_of(arguments.out / "suggested.csv"):
-        same = [r for r in grid_rows if (r["case"], r["seed"]) == (row["case"], row["seed"])]
-        runs = [r for r in same if r["adaptive"] == row["adaptive"] and float(r["rho"]) > 0]
-        plain = [r for r in same if float(r["rho"]) == 0]
-        if not runs or not plain:
+        found = best_of(runs, row)
+        if found is not None:
+            plain, best = found
+            gaps = [f"{figure(row, on) - figure(best, on):+.2f}" for on in ("val", "test")]
+            seen = [f"{figure(r):.2f} ({float(r['rho']):g})" for r in (best, row)]
+            name = (row["case"], row["seed"], KINDS[row["adaptive"]], f"{figure(plain):.2f}")
+            line(*name, *seen, *(gap if gap != "+nan" else "" for gap in gaps))
+    print()
+    columns = [("False", 0.0), *(("False", r) for r in PLAIN), *(("True", r) for r in ADAPTIVE)]
+    line(
+        "benchmark", "seeds", *(f"{KINDS[kind]} {rho:g}" if rho else "LS" for kind, rho in columns)
+    )
+    line("---", "---", *["---:"] * len(columns))
+    for case in CASES:
+        of_case = [r for r in runs if r["case"] == case]
+        seeds = sorted({r["seed"] for r in of_case})
+        whole = [s for s in seeds if sum(r["seed"] == s for r in of_case) == len(columns)]
+        cells = []
+        for kind, rho in columns:
+            here = [r for r in of_case if (r["adaptive"], float(r["rho"])) == (kind, rho)]
+            figures = [figure(r) for r in here if r["seed"] in whole]
+            cells.append(f"{sum(figures) / len(figures):.2f}" if figures else "")
+        line(case, ", ".join(whole), *cells)
+
+
+Row = dict[str, str]
+
+
+def best_of(runs: Sequence[Row], row: Row) -> tuple[Row, Row] | None:
+    """The run without flatness and the best one of the grid; ``None`` if the grid is not done."""
+    same = [r for r in runs if (r["case"], r["seed"]) == (row["case"], row["seed"])]
+    flat = [r for r in same if r["adaptive"] == row["adaptive"] and float(r["rho"]) > 0]
+    plain = [r for r in same if float(r["rho"]) == 0]
+    if not plain or len(flat) < len(ADAPTIVE if row["adaptive"] == "True" else PLAIN):
+        return None
+    return plain[0], max(flat, key=figure)
+
+
+def run_rules(arguments: argparse.Namespace) -> None:
+    """Print which radii other rules would have suggested, from the same curves."""
+    runs = rows_of(arguments.out / "grid.csv")
+    line("benchmark", "seed", "kind", "within 1 point of the best", *RULES)
+    line("---", "---:", "---", "---", *["---:"] * len(RULES))
+    for row in rows_of(arguments.out / "found.csv"):
+        found = best_of(runs, row)
+        if found is None:
             continue
-        best = max(runs, key=_figure)
-        cells = [
-            row["case"],
-            row["seed"],
-            "adaptive" if row["adaptive"] == "True" else "plain",
-            f"{_figure(plain[0]):.2f}",
-            f"{_figure(best):.2f} ({float(best['rho']):g})",
-            f"{_figure(row):.2f} ({float(row['rho']):g})",
-            f"{_figure(row) - _figure(best):+.2f}",
+        good = [
+            float(r["rho"])
+            for r in runs
+            if all(r[name] == row[name] for name in ("case", "seed", "adaptive"))
+            and float(r["rho"]) > 0
+            and figure(r) >= figure(found[1]) - 1
         ]
-        print("| " + " | ".join(cells) + " |")
+        curves = rows_of(arguments.out / f"curves_{row['case']}_{row['seed']}.csv")
+        of_kind = [r for r in curves if r["adaptive"] == row["adaptive"]]
+        radii = [crossing(rule(of_kind), limit) for rule, limit in RULES.values()]
+        name = (row["case"], row["seed"], KINDS[row["adaptive"]])
+        line(*name, ", ".join(f"{rho:g}" for rho in sorted(good)), *(f"{rho:.2g}" for rho in radii))
 
 
-def _figure(row: dict[str, str]) -> float:
-    """The validation accuracy, 0 of a fit that broke."""
-    value = float(row["val_accuracy"])
-    return 0.0 if math.isnan(value) else value
+Curve = dict[float, float]
+"""A figure by radius, in increasing order."""
+GUESSING = {"left": math.log(10), "right": math.log(10), "tags": math.log(5), "kind": math.log(3)}
 
 
-COMMANDS = {"grid": run_grid, "find": run_find, "suggested": run_suggested, "table": run_table}
+def mean(curves: Sequence[Row], column: str, parts: Sequence[str]) -> Curve:
+    """The mean over the tasks, that of both parts added up."""
+    tasks = len({r["task"] for r in curves})
+    found: Curve = {}
+    for r in curves:
+        if r["part"] in parts:
+            rho = float(r["rho"])
+            found[rho] = found.get(rho, 0.0) + float(r[column]) / tasks
+    return dict(sorted(found.items()))
+
+
+def share(parts: Sequence[str], of_clean: bool = False) -> Callable[[Sequence[Row]], Curve]:
+    """The rise as a share of the loss of guessing, or of the clean loss."""
+
+    def rule(curves: Sequence[Row]) -> Curve:
+        clean = {r["task"]: float(r["loss"]) - float(r["rise"]) for r in curves}
+        base = sum(clean[t] if of_clean else GUESSING[t] for t in clean) / len(clean)
+        return {rho: rise / base for rho, rise in mean(curves, "rise", parts).items()}
+
+    return rule
+
+
+def misalignment(curves: Sequence[Row]) -> Curve:
+    """One less the cosine of the gradients of the shared parameters, there and here."""
+    return {rho: 1 - cosine for rho, cosine in mean(curves, "cosine", ["shared"]).items()}
+
+
+def departure(curves: Sequence[Row]) -> Curve:
+    """How much the rise of both parts is above a linear one."""
+    rises = mean(curves, "rise", ["shared", "head"])
+    first, slope = next((rho, rise / rho) for rho, rise in rises.items())
+    return {rho: rise / (slope * rho) - 1 if rho > first else 0.0 for rho, rise in rises.items()}
+
+
+BOTH = ("shared", "head")
+RULES: dict[str, tuple[Callable[[Sequence[Row]], Curve], float]] = {
+    "rise 15 %": (share(BOTH), 0.15),
+    "rise 25 %": (share(BOTH), 0.25),
+    "shared alone 10 %": (share(["shared"]), 0.1),
+    "of the clean loss 50 %": (share(BOTH, of_clean=True), 0.5),
+    "cosine 0.95": (misalignment, 0.05),
+    "20 % above linear": (departure, 0.2),
+}
+
+
+def crossing(curve: Curve, limit: float) -> float:
+    """The radius at which a curve passes a limit, log-linear between two; the last if it never."""
+    before: tuple[float, float] | None = None
+    for rho, value in curve.items():
+        if value > limit:
+            if before is None:
+                return rho / 2
+            part = (limit - before[1]) / (value - before[1])
+            return float(before[0] * (rho / before[0]) ** part)
+        before = rho, value
+    return max(curve)
+
+
+KINDS = {"False": "plain", "True": "adaptive"}
+
+
+def line(*cells: str) -> None:
+    """Print a line of a table."""
+    print("| " + " | ".join(cells) + " |")
+
+
+def figure(row: Row, data: str = "val") -> float:
+    """The accuracy, 0 of a fit that broke."""
+    value = float(row[f"{data}_accuracy"])
+    return 0.0 if math.isnan(value) and data == "val" else value
+
+
+COMMANDS = {"grid": run_grid, "find": run_find, "suggested": run_suggested}
+COMMANDS |= {"table": run_table, "rules": run_rules}
 
 
 def main() -> None:

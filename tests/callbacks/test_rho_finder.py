@@ -404,6 +404,13 @@ def test_what_it_cannot_do_is_refused_before_the_first_batch() -> None:
     with pytest.raises(MisconfigurationException, match="sets the radius of a TaskSAM"):
         fit(module(), [RhoFinder(update_attr=True), CAGrad()])
 
+    flat = [RhoFinder(update_attr=True), TaskSAM(rho=0.0), CAGrad()]
+    with pytest.raises(MisconfigurationException, match="gradients='parameters'"):
+        fit(module(gradients="features"), flat)
+    nested = [RhoFinder(update_attr=True), TaskSAM(rho=0.0, aggregate="each"), FAMO()]
+    with pytest.raises(ValueError, match="aggregates directions, which belong to no task"):
+        fit(module(), nested)
+
     net = HOSTS["taken over"]()
     net.automatic_optimization = False
     with pytest.raises(MisconfigurationException, match="automatic_optimization = False"):
