@@ -99,7 +99,7 @@ class RhoResults:
 
         There the losses, at perturbed shared parameters or at perturbed heads, are in the mean no
         better than before training, or not finite; between two radii that were looked at it is
-        interpolated. Training from the first step on may die at a fifth of it already.
+        interpolated. Training that begins with a quarter of it may die.
 
         Args:
             adaptive: Of adaptive perturbations.
@@ -110,7 +110,8 @@ class RhoResults:
         """
         finite = (row for row in self.rows if math.isfinite(row.rise))
         clean = {row.task: row.loss - row.rise for row in finite}
-        learned = 1.0 - sum(clean[t] / self.begin[t] for t in clean) / max(1, len(clean))
+        gains = [self._share(task, self.begin[task] - loss) for task, loss in clean.items()]
+        learned = sum(gains) / max(1, len(gains))
         if learned <= 0.0:
             return None
         crossings = [
@@ -179,13 +180,13 @@ class RhoResults:
         for adaptive in sorted({row.adaptive for row in self.rows}):
             radius, killed = self.suggestion(adaptive), self.killed(adaptive)
             end = ", adaptive=True" if adaptive else ""
-            said = (
-                f"none of these radii is small enough for TaskSAM(...{end})."
-                if radius is None
-                else f"TaskSAM(rho={radius:g}{end})"
-            )
+            said = f"suggested: TaskSAM(rho={radius:g}{end})." if radius is not None else ""
+            if radius is None:
+                said = f"none of these radii is small enough for TaskSAM(rho=...{end})."
+            elif not _crossing(self.rise(adaptive), _RISE)[1]:
+                said += " None of these radii is too large."
             kills = "" if killed is None else f" About {killed:.2g} undoes what was learned."
-            yield f"- suggested: {said}.{kills}" if radius is not None else f"- {said}{kills}"
+            yield f"- {said}{kills}"
 
     def _at(self, adaptive: bool, rho: float) -> list[RhoRow]:
         return [row for row in self.rows if (row.adaptive, row.rho) == (adaptive, rho)]
@@ -194,8 +195,13 @@ class RhoResults:
         found = {}
         for rho in self.radii(adaptive):
             rows = [row for row in self._at(adaptive, rho) if row.part in parts]
-            found[rho] = sum(row.rise / self.begin[row.task] for row in rows) / len(self.tasks)
+            found[rho] = sum(self._share(row.task, row.rise) for row in rows) / len(self.tasks)
         return found
+
+    def _share(self, task: str, rise: float) -> float:
+        """A rise as a share of the loss before training, which a task may have had none of."""
+        begin = abs(self.begin[task])
+        return rise / begin if begin > 0 else math.copysign(math.inf, rise) if rise else 0.0
 
     def _curves(self, part: str, adaptive: bool) -> dict[str, Curve]:
         return {

@@ -9,7 +9,8 @@
 F-LS, the sum of the losses beside TaskSAM, is trained on five benchmarks in small; one run takes
 about a minute on one core. `grid` trains with every radius of a grid, `find` looks for a radius,
 `suggested` trains with those that were found; they add to CSV files in the folder and leave out
-what these have already. `table` prints what came out, `rules` what other rules would have suggested.
+what these have already. `table` prints what came out, `rules` what other rules would have
+suggested.
 
 The Multi-MNIST cases need the files of MNIST below `--root`.
 """

@@ -195,7 +195,15 @@ def test_the_largest_is_suggested_where_none_is_too_large_and_none_where_all_are
     assert made_up(0.1).suggestion() == 0.32
     assert made_up(100.0).suggestion() is None
     assert "none of these radii is small enough" in made_up(100.0).markdown()
-    assert "suggested: TaskSAM(rho=0.32)." in made_up(0.1).markdown()
+    words = "suggested: TaskSAM(rho=0.32). None of these radii is too large."
+    assert words in made_up(0.1).markdown()
+
+
+def test_losses_below_zero_have_a_share_too() -> None:
+    found = made_up(1.875)
+    for begin in ({"a": -2.0, "b": 2.0}, {"a": -2.0, "b": -2.0}):
+        assert replace(found, begin=begin).suggestion() == found.suggestion()
+    assert replace(found, begin={"a": 0.0, "b": 2.0}).suggestion() is None
 
 
 def test_a_radius_kills_that_undoes_what_was_learned() -> None:
