@@ -63,6 +63,7 @@ def naive_fit(
     batches: Sequence[Any],
     share: int = 1,
     radii: Sequence[float] = (),
+    weights: dict[str, float] | None = None,
     **settings: Any,
 ) -> Flatness:
     """Train a copy by hand; BatchNorm in training mode uses batch statistics in every pass."""
@@ -78,6 +79,8 @@ def naive_fit(
         at = {n: p.detach().clone() for n, p in names.items()}
         losses = [losses_of(model, batch) for batch in batches[i : i + share]]
         grads = flatness.directions(losses, at)
+        for task, weight in (weights or {}).items():
+            grads |= {n: weight * grads[n] for n in heads[task]}
         for n, p in names.items():
             p.grad = grads.get(n)
         optimizer.step()
@@ -98,6 +101,66 @@ def test_steps_equal_the_naive_ones(variant: str, make: str) -> None:
     if settings.get("refresh") == 1:
         assert flatness.renewed == [["a", "b"], ["a"], ["b"], ["a"], ["b"], ["a"]]
     assert_close(ours, reference, 1e-10)
+
+
+LINEAR = ["", "joint", *(name for name in VARIANTS if name[:4] in {"comm", "samo"})]
+
+
+@pytest.mark.parametrize("variant", LINEAR)
+@pytest.mark.parametrize("weights", [{}, {"a": 0.3, "b": 2.5}, {"a": 0.0, "b": 1.0}])
+def test_weighted_losses_take_what_linearity_gives(variant: str, weights: dict[str, float]) -> None:
+    settings = {"rho": 0.05, **VARIANTS.get(variant, {"point": variant or "separate"})}
+    w = torch.tensor([weights.get(task, 1.0) for task in "ab"], dtype=torch.float64)
+    ours = module()
+    reference = copy.deepcopy(ours)
+    method = LinearScalarization(weights) if weights else LinearScalarization()
+    fit(ours, [method, TaskSAM(**kinds(**settings))], max_epochs=2)
+    batches = [*data()] * 2
+    naive_fit(reference, lambda rows, _: w @ rows, batches, weights=weights, **settings)
+    assert_close(ours, reference, 1e-10)
+
+
+@pytest.mark.parametrize(
+    "variant", ["", "joint", "common", "common direct", "samo", "samo published"]
+)
+@pytest.mark.parametrize("make", [LinearScalarization, MGDA])
+def test_a_watched_step_trains_the_same_to_the_last_bit(variant: str, make: Any) -> None:
+    settings = kinds(**{"rho": 0.05, **VARIANTS.get(variant, {"point": variant or "separate"})})
+    watched, left_alone = module(), module()
+
+    class Watch(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            pl_module.engine.watched = True
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            step = pl_module.last_step
+            grams.append((step.gram, step.flat_gram, step.cross_gram))
+
+    grams: list[tuple[Any, Any, Any]] = []
+    for model, more in ((watched, [Watch()]), (left_alone, [])):
+        torch.manual_seed(0)
+        fit(model, [make(), TaskSAM(**settings), *more])
+    assert_identical(watched, left_alone)
+    split = settings.get("aggregate") != "direct"
+    for gram, flat, cross in grams:
+        assert gram.diagonal().min() > 0
+        assert (flat is not None) == (cross is not None) == split
+        assert flat is None or cross.square().max() <= (gram.max() * flat.max()) * (1 + 1e-9)
+
+
+def test_weighted_losses_with_one_perturbation_take_two_backward_passes() -> None:
+    passes = {}
+    for name, sam in {"plain": [], "common": [TaskSAM(0.05, perturbation="common")]}.items():
+        model = module(trunk=smooth_trunk())
+        seen: list[Tensor] = []
+
+        def watch(layer: nn.Module, inputs: Any, output: Tensor, seen: list[Tensor] = seen) -> None:
+            output.register_hook(seen.append)
+
+        model.encoder.register_forward_hook(watch)
+        fit(model, [LinearScalarization(), *sam])
+        passes[name] = len(seen)
+    assert passes == {"plain": 3, "common": 6}
 
 
 @pytest.mark.parametrize("variant", ["refresh", "common", "common joint", "samo", "samo refresh"])

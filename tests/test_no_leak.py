@@ -229,7 +229,7 @@ def test_after_an_exception_in_the_second_pass(sam: str, place: str, task: str) 
 def test_both_passes_draw_the_same_masks(kind: type, point: str) -> None:
     """With rho going to 0 the second pass becomes the first one, dropout and all."""
     runs = []
-    for callbacks in ([], [TaskSAM(1e-9, point=point)]):
+    for callbacks in ([CAGrad()], [CAGrad(), TaskSAM(1e-9, point=point)]):
         seed()
         ours = zoo_module(kind, lr=0.1)
         ours.encoder[-2].train()

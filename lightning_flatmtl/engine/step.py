@@ -20,6 +20,8 @@ from lightning_flatmtl.engine.gradients.directions import (
     to_be_skipped,
 )
 from lightning_flatmtl.engine.gradients.jacobian import Gradients, task_gradients
+from lightning_flatmtl.engine.gradients.linear import is_linear, linear_step
+from lightning_flatmtl.engine.gradients.mean_gradient import mean_gradient, needs_the_mean_only
 from lightning_flatmtl.engine.gradients.nested import Nested, refuse_unfit_to_nest
 from lightning_flatmtl.engine.gradients.penalty import (
     PENALTY,
@@ -204,11 +206,18 @@ class MultiTaskStep:
         blocks = blocks_for(setting, passes, sharpness)
         with blocks.differentiating():
             of_penalty = gradient_of(penalty, blocks, self.partition)
+            drawn = self.between.generator.get_state()
+            linear = is_linear(aggregation, sharpness, blocks)
+            mean = needs_the_mean_only(blocks, sharpness, linear=False)
             result = None
             if passes.without_matrix:
                 result = step_without_matrix(losses, blocks, aggregation, of_penalty)
+            elif linear and sharpness is not None:
+                result = linear_step(
+                    losses, blocks, passes, aggregation, sharpness, of_penalty, self.between
+                )
             if result is None:
-                found = lines_1_to_6(losses, blocks, passes, sharpness, self.between)
+                found = lines_1_to_6(losses, blocks, passes, sharpness, self.between, mean=mean)
                 result = lines_7_to_10(
                     losses,
                     blocks,
@@ -219,6 +228,8 @@ class MultiTaskStep:
                     self.between,
                     self.watched,
                 )
+            if self.watched and (linear or mean) and sharpness is not None:
+                result = _with_grams(result, blocks, passes, sharpness, drawn)
         return result if penalty is None else _with_penalty(result, penalty)
 
     def _watched(
@@ -326,6 +337,7 @@ def lines_1_to_6(
     sharpness: Sharpness | None,
     between: BetweenSteps,
     here: bool = False,
+    mean: bool = False,
 ) -> tuple[Gradients, Gradients, GradientStats | None]:
     """The gradients of every task, and those at its own perturbed parameters.
 
@@ -336,20 +348,26 @@ def lines_1_to_6(
         sharpness: The perturbations; ``None`` for none.
         between: What the second passes remember.
         here: Whether the rows stay in this process, to be accumulated.
+        mean: Whether the mean of the clean gradients is all that is asked for.
 
     Returns:
         The clean gradients; those of the second pass, or the same without one; and what was
         measured of the clean ones, if anything.
     """
     # Lines 1 to 3: the gradients of every task, where the parameters are.
-    clean = task_gradients(losses, blocks, here and not ascends_together(blocks, sharpness))
+    measures = None
+    if mean and sharpness is not None:
+        clean, measures = mean_gradient(losses, blocks, sharpness.adaptive)
+    else:
+        clean = task_gradients(losses, blocks, here and not ascends_together(blocks, sharpness))
     for task, loss in losses.items():
         losses[task] = loss.detach()  # the graph goes
     if here and sharpness is None:
         return clean, clean, None
     ascent = PerturbationGradients(clean, blocks, sharpness)
-    measures = measure(clean, ascent, losses, blocks)
-    measures.check(blocks)
+    if measures is None:
+        measures = measure(clean, ascent, losses, blocks)
+        measures.check(blocks)
 
     # Lines 4 to 6: the gradients of every task at its own perturbed parameters.
     second = clean
@@ -419,7 +437,7 @@ def lines_7_to_10(
     return StepResult(
         loss=loss,
         losses=losses,
-        gram=measures.gram,
+        gram=measures.gram if measures.crossed else None,
         flat_gram=next((part.gram for part, _ in parts if part.part == "flat"), None),
         cross_gram=cross,
         dead=measures.dead,
@@ -427,6 +445,25 @@ def lines_7_to_10(
         zero=measures.zero(blocks.tasks),
         perturbed=perturbed,
     )
+
+
+def _with_grams(
+    result: StepResult, blocks: Blocks, passes: Passes, sharpness: Sharpness, drawn: Tensor
+) -> StepResult:
+    """The result with the inner products that the step did not need, all of it run once more.
+
+    The direction stays what it is to the last bit, whether anybody looks at the step or not.
+    """
+    between = BetweenSteps()
+    between.generator.set_state(drawn)
+    with passes.repeating():
+        losses = passes.again_all(blocks.tasks)
+    clean, second, measures = lines_1_to_6(losses, blocks, passes, sharpness, between)
+    assert measures is not None
+    flat, cross = None, None
+    if sharpness.splits:
+        flat, cross = measure_second(second, blocks, clean)
+    return replace(result, gram=measures.gram, flat_gram=flat, cross_gram=cross)
 
 
 def _perturbed(

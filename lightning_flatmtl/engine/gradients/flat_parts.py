@@ -53,6 +53,9 @@ class FlatParts:
     The object lasts as long as the fit; :meth:`state_dict` is part of a checkpoint.
     """
 
+    splits = True
+    sums_with = None
+
     def __init__(self) -> None:
         self._update = 0
         self._sharpness: Sharpness | None = None

@@ -1,13 +1,14 @@
 """The second pass: every task's gradients at its own perturbed parameters."""
 
 from contextlib import ExitStack, nullcontext
+from dataclasses import replace
 
 from lightning_flatmtl.engine.gradients.between_steps import BetweenSteps
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
 from lightning_flatmtl.engine.gradients.perturbation_gradients import PerturbationGradients
 from lightning_flatmtl.engine.gradients.perturbed import Perturbed
 from lightning_flatmtl.engine.gradients.samo import SamoDirections
-from lightning_flatmtl.engine.gradients.second_rows import SecondRows
+from lightning_flatmtl.engine.gradients.second_rows import RowSink, SecondRows
 from lightning_flatmtl.engine.gradients.stats import GradientStats
 from lightning_flatmtl.engine.parameters.blocks import Blocks
 from lightning_flatmtl.engine.passes.base import Passes
@@ -25,6 +26,7 @@ def sam_gradients(
     sharpness: Sharpness,
     between: BetweenSteps,
     here: bool = False,
+    sink: RowSink | None = None,
 ) -> Gradients:
     """SAM gradients of all tasks; those of the shared block less the clean ones if split.
 
@@ -38,12 +40,14 @@ def sam_gradients(
         between: Keeps the flat parts, if they are kept, and says which tasks renew theirs; gives
             the random numbers.
         here: Whether the rows stay in this process for now.
+        sink: Takes the rows as they come, if neither flat parts nor all rows are kept.
 
     Returns:
         New gradients; for a part that does not move, the clean ones. With several processes an
         error is kept for the next sum, and they mean nothing.
     """
-    second = SecondRows(clean, ascent, blocks, sharpness, here, between.flat)
+    sink = between.flat if sink is None else sink
+    second = SecondRows(clean, ascent, blocks, sharpness, here, sink)
     joint = sharpness.point == "joint"
     samo = None
     if sharpness.perturbation == "samo" and second.exchanges:
@@ -58,13 +62,15 @@ def sam_gradients(
             samo.probe(perturbed, passes)
             samo.agree()
         if second.exchanges and sharpness.perturbation == "common":
-            _all_at_once(second, perturbed, blocks, passes, joint)
+            summed = sink is not None and sink.sums_with is not None
+            _all_at_once(second, perturbed, blocks, passes, joint, summed)
         elif second.exchanges:
             _one_by_one(second, perturbed, blocks, passes, joint, samo)
     if samo is not None:
         samo.agree()  # a process that has failed takes part, too
     second.complete()
-    return second.gradients()
+    found = second.gradients()
+    return replace(found, flat=between.flat) if found.moved else found
 
 
 def _heads(second: SecondRows, perturbed: Perturbed, blocks: Blocks, passes: Passes) -> None:
@@ -102,9 +108,17 @@ def _one_by_one(
 
 
 def _all_at_once(
-    second: SecondRows, perturbed: Perturbed, blocks: Blocks, passes: Passes, joint: bool
+    second: SecondRows,
+    perturbed: Perturbed,
+    blocks: Blocks,
+    passes: Passes,
+    joint: bool,
+    summed: bool,
 ) -> None:
-    """All tasks at the one point that they share: a single forward pass."""
+    """All tasks at the one point that they share: a single forward pass.
+
+    And a single backward pass, where the weighted sum of their gradients will do.
+    """
     sources = {i: blocks.source(blocks.tasks[i]) for i in second.turn}
     here = [i for i, source in sources.items() if source is not None]
     with ExitStack() as at:
@@ -114,6 +128,9 @@ def _all_at_once(
         for i in second.turn if joint else ():
             at.enter_context(perturbed.head(i))
         losses = passes.again_all([s for s in dict.fromkeys(sources.values()) if s is not None])
+        if summed:
+            second.take_sum(losses, joint)
+            return
         for i, source in sources.items():
             if source is not None:
                 second.take(i, losses[source], joint, retain_graph=i != here[-1])

@@ -30,6 +30,7 @@ class GradientStats:
         shared_squares: Squared norms of the rows to ascend along, weighted by the parameters if
             adaptive.
         head_squares: The same for the heads.
+        crossed: Whether inner products of different tasks are known; if not, ``gram`` is diagonal.
     """
 
     gram: Tensor
@@ -38,6 +39,7 @@ class GradientStats:
     reached: list[bool]
     shared_squares: list[float]
     head_squares: list[float]
+    crossed: bool = True
 
     def zero(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
         """The tasks whose loss and gradients are exactly zero."""
@@ -65,6 +67,7 @@ def measure(
     ascent: PerturbationGradients,
     losses: Mapping[str, Tensor],
     blocks: Blocks,
+    crossed: bool = True,
 ) -> GradientStats:
     """Gram, losses and norms of the clean gradients.
 
@@ -73,6 +76,7 @@ def measure(
         ascent: What the parameters are perturbed along.
         losses: The clean losses that this process has.
         blocks: The parameters.
+        crossed: Whether inner products of different tasks are asked for.
 
     Raises:
         ProcessError: If another process has failed since the losses were agreed on.
@@ -81,7 +85,7 @@ def measure(
     m, processes, shared = len(blocks.tasks), blocks.processes, blocks.shared
     scale = shared.save(blocks.vector("saved")) if adaptive else None
     shards = gradients.sums.shards()
-    gram = gram_matrix(shards)
+    gram = gram_matrix(shards) if crossed else torch.diag(squared_norms(shards))
     zero = torch.zeros((), dtype=torch.float64, device=gram.device)
     values = [
         share_of(losses[t].detach().to(gram), share) if share else zero
@@ -123,6 +127,7 @@ def measure(
         reached=[n > 0 for n in found.get("reached", reached).tolist()],
         shared_squares=found.get("shared squares", gram.diagonal()).tolist(),
         head_squares=found.get("head squares", found["heads"]).tolist(),
+        crossed=crossed,
     )
 
 
