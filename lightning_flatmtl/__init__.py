@@ -9,7 +9,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from lightning_flatmtl.comparison import compare
+    from lightning_flatmtl.comparison import compare, tune
     from lightning_flatmtl.module import MultiTaskModule
     from lightning_flatmtl.sharpness import TaskSAM
     from lightning_flatmtl.task import (
@@ -32,6 +32,7 @@ __all__ = [
     "TaskSAM",
     "__version__",
     "compare",
+    "tune",
 ]
 
 __version__ = version("lightning-flatmtl")
@@ -46,6 +47,7 @@ _HOMES = {
     "Task": "task",
     "TaskSAM": "sharpness",
     "compare": "comparison",
+    "tune": "comparison",
 }
 _ROOMS = {
     "aggregators", "callbacks", "cli", "comparison", "data", "engine", "functional", "hosting",

@@ -38,6 +38,7 @@ _DESCRIPTION = (
     "what the model and the data are; callbacks say how it is trained: an aggregator such as "
     "CAGrad combines the gradients of the tasks, TaskSAM makes the minima flat for every task. "
     "`flatmtl compare` trains several methods over several seeds and prints their table, `flatmtl "
+    "tune` searches the best arguments of each, `flatmtl "
     "baselines` trains each task alone, `flatmtl methods` lists the methods. "
     "Try: flatmtl fit --config examples/multidigits/f_cagrad.yaml"
 )
@@ -120,7 +121,7 @@ class FlatMTLCLI(LightningCLI):
 
 
 def main(args: ArgsType = None) -> None:
-    """Run ``flatmtl fit|validate|test|predict|compare|baselines|methods``.
+    """Run ``flatmtl fit|validate|test|predict|compare|tune|baselines|methods``.
 
     A setting that is refused ends the command with status 2 and the reason, without a traceback.
 

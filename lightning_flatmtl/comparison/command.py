@@ -1,9 +1,11 @@
-"""``flatmtl compare``, ``flatmtl baselines`` and ``flatmtl methods``."""
+"""``flatmtl compare``, ``flatmtl tune``, ``flatmtl baselines`` and ``flatmtl methods``."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
 
 from typing_extensions import override
 
@@ -14,6 +16,9 @@ from lightning_flatmtl.comparison.methods import methods_table
 from lightning_flatmtl.comparison.settings import Settings
 from lightning_flatmtl.comparison.terminal import print_table
 from lightning_flatmtl.hosting.cli_errors import in_full, refuse_briefly
+
+if TYPE_CHECKING:
+    from lightning_flatmtl.comparison.tuning.tuning import Tuning
 
 __all__ = ["COMMANDS"]
 
@@ -30,6 +35,14 @@ Train every task by itself and write the values that Delta_m is relative to, as 
 which MultiTaskModule(baselines=...) reads.
 
 The file is that of a comparison, methods are optional."""
+
+
+_TUNE = """\
+Search the best learning rate, radius and any other argument of each method on validation data, with
+Optuna, and write them into a file that `flatmtl compare` runs.
+
+Trials that are done are kept: the same command goes on where it was broken off. Further arguments,
+such as --trainer.max_epochs=2, are those of `flatmtl fit` and go to every trial."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -57,6 +70,40 @@ def compare_command(arguments: Sequence[str]) -> int:
             _print_lines(comparison)
             return 0
         return _run(comparison, given.workers, given.launcher)
+
+    return _briefly(work, parser.prog)
+
+
+def tune_command(arguments: Sequence[str]) -> int:
+    """Run ``flatmtl tune``; returns the exit status."""
+    from lightning_flatmtl.comparison.tuning.settings import TuneSettings  # noqa: PLC0415
+    from lightning_flatmtl.comparison.tuning.tuning import Tuning  # noqa: PLC0415
+
+    parser = _parser("flatmtl tune", _TUNE, "search")
+    parser.add_argument("--only", nargs="+", metavar="METHOD", help="search for these alone")
+    parser.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print what would be searched, and a line for each method, for a SLURM array",
+    )
+    given, further = _parse(parser, arguments)
+
+    def work() -> int:
+        tuning = Tuning(TuneSettings.load(given.config, further, given.output), given.only)
+        if given.dry_run:
+            _print_search(tuning, given, further)
+            return 0
+        try:
+            trials = tuning.run(given.workers, given.launcher)
+        except KeyboardInterrupt:
+            _say_interrupted(tuning.output)
+            return 130
+        print_table(trials.markdown)
+        if trials.compare is not None:
+            sys.stdout.write(f"The best settings: flatmtl compare --config {trials.compare}\n")
+        sys.stdout.write(f"Written to {tuning.output}/\n")
+        sys.stdout.writelines(f"{remark}\n" for remark in trials.remarks)
+        return 0 if set(tuning.only) <= set(trials.best) else 1
 
     return _briefly(work, parser.prog)
 
@@ -97,20 +144,21 @@ def methods_command(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "compare": compare_command,
+    "tune": tune_command,
     "baselines": baselines_command,
     "methods": methods_command,
 }
 """What the ``flatmtl`` command does beside running a Trainer."""
 
 
-def _parser(name: str, description: str) -> _Parser:
+def _parser(name: str, description: str, what: str = "comparison") -> _Parser:
     parser = _Parser(
         name,
         description=description,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--config", required=True, help="the file of the comparison")
+    parser.add_argument("--config", required=True, help=f"the file of the {what}")
     parser.add_argument(
         "--workers",
         type=int,
@@ -145,14 +193,31 @@ def _run(comparison: Comparison, workers: int, launcher: str) -> int:
     try:
         results = comparison.run(workers, launcher)  # type: ignore[arg-type] # argparse's choices
     except KeyboardInterrupt:
-        sys.stderr.write(
-            f"\nInterrupted. What is done is in {comparison.output}; the same command goes on.\n"
-        )
+        _say_interrupted(comparison.output)
         return 130
     print_table(results.markdown)
     sys.stdout.write(f"Written to {comparison.output}/\n")
     sys.stdout.writelines(f"{remark}\n" for remark in results.remarks)
     return 1 if any(job.state is State.FAILED for job in comparison.chosen) else 0
+
+
+def _say_interrupted(output: Path) -> None:
+    sys.stderr.write(f"\nInterrupted. What is done is in {output}; the same command goes on.\n")
+
+
+def _print_search(tuning: "Tuning", given: argparse.Namespace, further: Sequence[str]) -> None:
+    """Budgets and spaces as comments; the commands that share the work as lines."""
+    begun = tuning.begun()
+    output = [] if given.output is None else ["--output", given.output]
+    for method in tuning.methods:
+        if method.name not in tuning.only:
+            continue
+        done, budget = begun[method.name], tuning.budget(method.name)
+        sys.stderr.write(f"# {method.name}: {min(done, budget)} of {budget} trials begun\n")
+        for name, space in method.spaces.items():
+            sys.stderr.write(f"#   {name}: {space.setting}\n")
+        words = ["flatmtl", "tune", "--config", given.config, "--only", method.name]
+        sys.stdout.write(f"{shlex.join([*words, *output, *further])}\n")
 
 
 def _print_lines(comparison: Comparison) -> None:

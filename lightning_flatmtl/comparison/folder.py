@@ -125,7 +125,9 @@ def _placed(run: Run, folder: RunFolder) -> dict[str, Any]:
         callbacks.append(checkpoint)
     callbacks = [_placed_checkpoint(each, folder, i) for i, each in enumerate(callbacks)]
     callbacks.append({"class_path": _RESUME, "init_args": {"folder": path}})
-    record = {"folder": path, "select": run.select.setting}
+    record: dict[str, Any] = {"folder": path, "select": run.select.setting}
+    if not run.tested:
+        record["test"] = False
     callbacks.append({"class_path": _RECORD, "init_args": record})
     placed = {
         **trainer,

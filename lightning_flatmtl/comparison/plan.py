@@ -28,6 +28,7 @@ class Run:
         config: The complete configuration, without what depends on the folder.
         select: Which epochs are tested.
         task: The task, for a baseline.
+        tested: Whether the test data are used at all; a trial of a search leaves them alone.
     """
 
     method: str
@@ -35,11 +36,13 @@ class Run:
     config: Config
     select: Selection
     task: str | None = None
+    tested: bool = True
 
     @property
     def hash(self) -> str:
         """Of the complete configuration, the selection and the version of the package."""
         content = [self.config, self.select.setting, __version__]
+        content += [] if self.tested else ["untested"]
         text = json.dumps(content, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -103,7 +106,8 @@ def make_plan(settings: Settings) -> Plan:
     rows: dict[str, Config] = {}
     for name, callbacks in settings.methods.items():
         try:
-            rows[name] = resolve(settings.config, settings.arguments, callbacks)
+            words = (*settings.arguments, *settings.method_arguments.get(name, ()))
+            rows[name] = resolve(settings.config, words, callbacks)
         except ValueError as error:
             raise ValueError(f"Method '{name}': {error}") from None
         _refuse_two_of_a_role(name, rows[name])

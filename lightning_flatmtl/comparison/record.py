@@ -4,6 +4,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, final
 
@@ -52,20 +53,27 @@ class RunRecord(Callback):
     """Writes progress, curves, cost and test metrics of a run into its folder; it only looks.
 
     ``flatmtl fit`` with this callback goes on from the folder's resume point if there is one, and
-    tests the selected epochs after the fit. ``flatmtl compare`` adds it to every run.
+    tests the selected epochs after the fit. ``flatmtl compare`` adds it to every run, ``flatmtl
+    tune`` to every trial, which has no test.
 
     Args:
         folder: The folder of the run.
         select: Which epochs are tested: ``"last"``, ``{"monitor": ..., "mode": ...}`` or
             ``{"mean_of_last": k}``.
+        test: Whether to test them; if not, no weights are kept either.
     """
 
     ELSEWHERE = 75
     """Exit status of a process that finds the run done, or another process at it."""
 
-    def __init__(self, folder: str, select: str | dict[str, Any] = "last") -> None:
+    def __init__(
+        self, folder: str, select: str | dict[str, Any] = "last", test: bool = True
+    ) -> None:
         self.folder = RunFolder(Path(folder))
         self.selection = Selection.of(select)
+        self.test = test
+        self._directions: dict[str, bool] = {}
+        self._noting = ExitStack()
         self._curves, self._cost = Curves(), Cost()
         self._written: dict[str, Tensor] = {}
         self._streams = RandomStreams()
@@ -91,17 +99,20 @@ class RunRecord(Callback):
         """Test the selected epochs and write the result."""
         final = {name: float(value) for name, value in trainer.callback_metrics.items()}
         epochs, steps = trainer.current_epoch, trainer.global_step
-        directions: dict[str, bool] = {}
-        with noted_directions(model, directions):
-            tested = [
-                _test(trainer, model, datamodule, path)
-                for path in self.selection.checkpoints(trainer)
-            ]
+        metrics: dict[str, float] = {}
+        if self.test:
+            with noted_directions(model, self._directions):
+                tested = [
+                    _test(trainer, model, datamodule, path)
+                    for path in self.selection.checkpoints(trainer)
+                ]
+            metrics = {n: statistics.fmean(each[n] for each in tested) for n in tested[0]}
+        shown = metrics if self.test else final
         if not trainer.is_global_zero:
             return
         self.folder.result = {
-            "metrics": {n: statistics.fmean(each[n] for each in tested) for n in tested[0]},
-            "higher_is_better": {n: d for n, d in directions.items() if n in tested[0]},
+            "metrics": metrics,
+            "higher_is_better": {n: d for n, d in self._directions.items() if n in shown},
             "final": final,
             "seconds_per_step": self._cost.seconds_per_step,
             "peak_memory_mib": self._cost.peak_memory_mib,
@@ -116,6 +127,9 @@ class RunRecord(Callback):
     def _tidy(self, trainer: Trainer) -> None:
         """Keep the model that was tested, of several the last, and no more."""
         resume = self.folder.resume
+        if not self.test:
+            resume.unlink(missing_ok=True)
+            return
         for path in self.selection.checkpoints(trainer)[:-1]:
             if path is not None:
                 path.unlink()
@@ -148,6 +162,7 @@ class RunRecord(Callback):
             words = str(exception).strip().splitlines() or ["without a word"]
             self.folder.failure = f"{type(exception).__name__}: {words[0]}"
         self.folder.release()
+        self._noting.close()
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -177,9 +192,12 @@ class RunRecord(Callback):
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._cost.pause()
+        if not self.test:  # the directions of what is logged in testing are noted there
+            self._noting.enter_context(noted_directions(pl_module, self._directions))
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._noting.close()
         self._exchange_streams(trainer, pl_module)
 
     @override

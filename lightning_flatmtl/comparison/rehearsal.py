@@ -3,17 +3,19 @@
 import copy
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from lightning_flatmtl.comparison.folder import RunFolder
 from lightning_flatmtl.comparison.launchers.base import Launcher
 from lightning_flatmtl.comparison.metric_names import named
 from lightning_flatmtl.comparison.plan import Run
+from lightning_flatmtl.comparison.record import RunRecord
 from lightning_flatmtl.comparison.resolving import Config
 from lightning_flatmtl.comparison.selection import Selection
 from lightning_flatmtl.comparison.settings import Settings
 from lightning_flatmtl.hosting.names import nearest
 
-__all__ = ["rehearse"]
+__all__ = ["check_logged", "rehearse", "rehearsed"]
 
 _ONE_BATCH = {
     "max_epochs": 1,
@@ -45,19 +47,7 @@ def rehearse(
     named_figures = (settings.metrics, settings.delta_m, settings.select.monitor)
     if all(figure is None for figure in named_figures):
         return
-    config = copy.deepcopy(base)
-    config["trainer"] |= _ONE_BATCH
-    run = Run("rehearsal", settings.seeds[0], config, Selection())
-    folder = folder_of(run.slug)
-    if folder.result is None:
-        folder.prepare(run)
-        process = launcher.start(folder)
-        try:
-            while process.status() is None:
-                time.sleep(0.1)
-        finally:
-            process.stop()
-    result = folder.result
+    result = rehearsed(base, settings.seeds[0], folder_of, launcher)
     if result is None:
         return
     shown = [*result["metrics"], *result["final"]]
@@ -66,13 +56,45 @@ def rehearse(
     if settings.delta_m is not None:
         named(settings.delta_m, shown, "delta_m")
     if settings.select.monitor is not None:
-        _check_monitor(settings.select.monitor, list(result["final"]))
+        check_logged("`monitor` of `select`", settings.select.monitor, list(result["final"]))
 
 
-def _check_monitor(monitor: str, logged: Sequence[str]) -> None:
+def rehearsed(
+    base: Config,
+    seed: int,
+    folder_of: Callable[[str], RunFolder],
+    launcher: Launcher,
+    *,
+    tested: bool = True,
+) -> dict[str, Any] | None:
+    """The result of a run of one batch, which is kept in its folder; ``None`` if it fails."""
+    config = copy.deepcopy(base)
+    config["trainer"] |= _ONE_BATCH
+    run = Run("rehearsal", seed, config, Selection(), tested=tested)
+    folder = folder_of(run.slug)
+    if folder.result is None:
+        folder.prepare(run)
+        process = launcher.start(folder)
+        try:
+            while process.status() is None:
+                time.sleep(0.1)
+            elsewhere = process.status() == RunRecord.ELSEWHERE
+            while elsewhere and folder.claimed:  # another command rehearses the same
+                time.sleep(0.1)
+        finally:
+            process.stop()
+    return folder.result
+
+
+def check_logged(setting: str, monitor: str, logged: Sequence[str]) -> None:
+    """Refuse a figure that is not logged in validation.
+
+    Raises:
+        ValueError: If it is not.
+    """
     if monitor in logged:
         return
     raise ValueError(
-        f"`monitor` of `select` must be logged in validation, got '{monitor}'. "
+        f"{setting} must be logged in validation, got '{monitor}'. "
         f"{nearest(monitor, logged)}Logged are: {', '.join(logged)}."
     )

@@ -12,9 +12,12 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-__all__ = ["Config", "class_of", "resolve", "set_key"]
+__all__ = ["MISSING", "Config", "class_of", "get_key", "resolve", "set_key"]
 
 Config = dict[str, Any]
+
+MISSING: Any = object()
+"""What is no value of a configuration."""
 
 _HEADER = "# lightning.pytorch=="
 
@@ -97,6 +100,14 @@ def set_key(config: Config, key: str, value: Any) -> Config:
         )
     node[last] = value
     return changed
+
+
+def get_key(config: Config, key: str) -> Any:
+    """A value by its dotted name, ``MISSING`` if there is none; ``init_args`` may be left out."""
+    node: Any = config
+    for name in key.split("."):
+        node = _holding(node, name).get(name, MISSING)
+    return node
 
 
 def _holding(node: Any, name: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, overload
 
 from lightning_flatmtl.comparison.jobs import Job, State
 
-__all__ = ["Results", "Row", "metrics_of", "rows_of"]
+__all__ = ["Results", "Row", "as_pandas", "metrics_of", "rows_of"]
 
 Row = dict[str, Any]
 
@@ -87,16 +87,25 @@ class Results(Sequence[Row]):
         Raises:
             ModuleNotFoundError: If pandas is not installed.
         """
-        try:
-            import pandas  # noqa: PLC0415 # optional
-        except ModuleNotFoundError:
-            raise ModuleNotFoundError(
-                "pandas is not installed: run `pip install pandas`, or use the rows as they are."
-            ) from None
-        return pandas.DataFrame(self._rows, columns=self.columns)
+        return as_pandas(self._rows, self.columns)
 
     def _repr_markdown_(self) -> str:  # what a notebook shows
         return self.markdown
+
+
+def as_pandas(rows: Sequence[Row], columns: Sequence[str]) -> Any:
+    """Rows as a data frame.
+
+    Raises:
+        ModuleNotFoundError: If pandas is not installed.
+    """
+    try:
+        import pandas  # noqa: PLC0415 # optional
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "pandas is not installed: run `pip install pandas`, or use the rows as they are."
+        ) from None
+    return pandas.DataFrame(rows, columns=columns)
 
 
 def metrics_of(row: Row) -> list[str]:

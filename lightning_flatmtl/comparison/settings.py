@@ -1,5 +1,6 @@
 """What a file of a comparison says."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
@@ -12,14 +13,14 @@ from lightning_flatmtl._yaml import load_yaml
 from lightning_flatmtl.comparison.selection import Selection
 from lightning_flatmtl.hosting.names import nearest
 
-__all__ = ["SINGLE_TASK", "Resources", "Settings", "SingleTask"]
+__all__ = ["SINGLE_TASK", "Resources", "Settings", "SingleTask", "read", "words_of"]
 
 SINGLE_TASK = "single-task"
 """The name of the baselines' row."""
 
 _KEYS = (
     "config", "methods", "single_task", "seeds", "seed_keys", "select", "metrics",
-    "delta_m", "higher_is_better", "tasks", "output", "resources",
+    "delta_m", "higher_is_better", "tasks", "output", "resources", "arguments",
 )  # fmt: skip
 
 
@@ -45,6 +46,8 @@ class Settings:
     Args:
         config: Files of ``flatmtl fit``, the base of every run.
         methods: The callbacks of each method, by name, in the order of the table.
+        method_arguments: What a method changes in the configuration, as further arguments of
+            ``flatmtl fit``; by name, where there is any.
         single_task: Train each task by itself too, for Delta_m; ``None`` if not.
         seeds: A run each.
         seed_keys: What follows the seed in the configuration, by dotted names.
@@ -55,11 +58,12 @@ class Settings:
         tasks: Names of the tasks, where the configuration of the model has none.
         output: The folder of runs, tables and figures.
         resources: What each run takes.
-        arguments: Further arguments of ``flatmtl fit``, for every run.
+        arguments: Further arguments of ``flatmtl fit``, for every run, as words.
     """
 
     config: tuple[Path, ...]
     methods: dict[str, list[dict[str, Any]]]
+    method_arguments: dict[str, tuple[str, ...]] = field(default_factory=dict)
     single_task: SingleTask | None = None
     seeds: tuple[int, ...] = (0,)
     seed_keys: tuple[str, ...] = ("seed_everything",)
@@ -93,7 +97,7 @@ class Settings:
             FileNotFoundError: If a file is not there.
             ValueError: If a setting is unknown or out of its bounds.
         """
-        given, folder = _read(source)
+        given, folder = read(source)
         if "model" in given:
             raise ValueError(
                 f"{source} is the configuration of a single run (it has a `model`). A comparison "
@@ -106,7 +110,7 @@ class Settings:
                     f"{', '.join(_KEYS)}. Settings of the runs belong into the file of `config`."
                 )
         single = _single_task(given.get("single_task", False))
-        methods = _methods(given.get("methods") or {})
+        methods, method_arguments = _methods(given.get("methods") or {})
         if not methods and (needs_methods or single is None):
             raise ValueError(
                 "`methods` must name at least one method with its callbacks, such as "
@@ -115,6 +119,7 @@ class Settings:
         return cls(
             config=_configs(given.get("config"), folder),
             methods=methods,
+            method_arguments=method_arguments,
             single_task=single,
             seeds=_seeds(given.get("seeds", [0])),
             seed_keys=_words("seed_keys", given.get("seed_keys", ["seed_everything"])),
@@ -125,11 +130,17 @@ class Settings:
             tasks=_optional_words("tasks", given.get("tasks")),
             output=Path(output if output is not None else given.get("output", "runs/compare")),
             resources=_resources(given.get("resources") or {}),
-            arguments=tuple(arguments),
+            arguments=(*words_of("arguments", given.get("arguments") or {}), *arguments),
         )
 
 
-def _read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path]:
+def read(source: str | Path | Mapping[str, Any]) -> tuple[Mapping[str, Any], Path]:
+    """What a file says, or a mapping as it is, and the folder that its paths are relative to.
+
+    Raises:
+        FileNotFoundError: If the file is not there.
+        ValueError: If it is no mapping in YAML.
+    """
     if isinstance(source, Mapping):
         return source, Path()
     path = Path(source)
@@ -164,13 +175,48 @@ def _configs(given: Any, folder: Path) -> tuple[Path, ...]:
     return paths
 
 
-def _methods(given: Any) -> dict[str, list[dict[str, Any]]]:
+def words_of(name: str, given: Any) -> tuple[str, ...]:
+    """The words of the command line that a mapping of dotted names to values stands for.
+
+    Args:
+        name: The setting, for a message.
+        given: The mapping.
+
+    Raises:
+        ValueError: If it is none, or a name is none.
+
+    Example:
+        >>> words_of("arguments", {"model.optimizer.lr": 0.01, "data.name": "a", "data.cut": None})
+        ('--model.optimizer.lr=0.01', '--data.name=a', '--data.cut=null')
+    """
+    fits = isinstance(given, Mapping) and all(isinstance(k, str) and k for k in given)
+    if not fits:
+        raise ValueError(
+            f"`{name}` must map arguments of `flatmtl fit` to values, such as "
+            f"`model.optimizer.lr: 0.01`, got {given!r}."
+        )
+    return tuple(
+        f"--{key}={value if isinstance(value, str) else json.dumps(value)}"
+        for key, value in given.items()
+    )
+
+
+def _methods(given: Any) -> tuple[dict[str, list[dict[str, Any]]], dict[str, tuple[str, ...]]]:
     if not isinstance(given, Mapping):
         raise ValueError(
             "`methods` must map names to lists of callbacks, such as `CAGrad: [CAGrad]`, got "
             f"{given!r}."
         )
-    return {_name(name): _callbacks(name, listed) for name, listed in given.items()}
+    methods: dict[str, list[dict[str, Any]]] = {}
+    arguments: dict[str, tuple[str, ...]] = {}
+    for name, entry in given.items():
+        listed = entry
+        if isinstance(entry, Mapping) and set(entry) <= {"callbacks", "arguments"}:
+            listed = entry.get("callbacks")
+            words = words_of(f"arguments` of `{name}", entry.get("arguments") or {})
+            arguments |= {name: words} if words else {}
+        methods[_name(name)] = _callbacks(name, listed)
+    return methods, arguments
 
 
 def _name(name: Any) -> str:
@@ -190,7 +236,8 @@ def _callbacks(name: str, listed: Any) -> list[dict[str, Any]]:
     listed = [] if listed is None else listed
     if not isinstance(listed, list | tuple):
         raise ValueError(
-            f"Method '{name}' must have a list of callbacks, such as [CAGrad], got {listed!r}."
+            f"Method '{name}' must have a list of callbacks, such as [CAGrad], or a mapping with "
+            f"`callbacks` and `arguments`, got {listed!r}."
         )
     found = []
     for callback in listed:

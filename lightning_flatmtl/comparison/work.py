@@ -12,9 +12,10 @@ from lightning_flatmtl.comparison.jobs import Job, State
 from lightning_flatmtl.comparison.launchers.base import Launcher
 from lightning_flatmtl.comparison.record import RunRecord
 
-__all__ = ["work_off"]
+__all__ = ["TICK", "termination_as_interrupt", "work_off"]
 
-_TICK = 0.2
+TICK = 0.2
+"""Seconds between two looks at what runs."""
 
 
 def work_off(jobs: Sequence[Job], launcher: Launcher, display: Display) -> None:
@@ -28,14 +29,14 @@ def work_off(jobs: Sequence[Job], launcher: Launcher, display: Display) -> None:
     Raises:
         KeyboardInterrupt: If it is interrupted; by then all processes have ended.
     """
-    with _termination_as_interrupt(), display:
+    with termination_as_interrupt(), display:
         try:
             while _open(jobs):
                 _begin(jobs, launcher)
                 for job in jobs:
                     job.poll(RunRecord.ELSEWHERE)
                 display.show(jobs)
-                time.sleep(_TICK)
+                time.sleep(TICK)
         finally:
             # The last first: what waits for its turn is not to take the place of one that ends.
             for job in reversed(jobs):
@@ -71,7 +72,7 @@ def _started(job: Job, launcher: Launcher) -> bool:
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def termination_as_interrupt() -> Iterator[None]:
     """Let the end of a cluster's time slot be as orderly as Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield

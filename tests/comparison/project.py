@@ -160,6 +160,31 @@ def write(folder: Path, base: Mapping[str, Any] = BASE, **changes: Any) -> Path:
     return path
 
 
+SEARCH = {
+    "config": "base.yaml",
+    "methods": {"LS": [], "F-LS": [SAM]},
+    "seeds": [3],
+    "metric": "val/loss",
+    "search": {
+        "model.lr": {"low": 0.01, "high": 0.1, "log": True},
+        "TaskSAM.rho": {"low": 0, "high": 1},
+    },
+    "trials": 2,
+    "resources": {"cpu": 1},
+}
+
+
+def write_search(folder: Path, base: Mapping[str, Any] = BASE, **changes: Any) -> Path:
+    """The files of a search; returns that of `flatmtl tune`."""
+    (folder / "base.yaml").write_text(yaml.safe_dump(dict(base)))
+    path = folder / "tune.yaml"
+    content = {**SEARCH, "output": str(folder / "out"), **changes}
+    path.write_text(
+        yaml.safe_dump({k: v for k, v in content.items() if v is not None}, sort_keys=False)
+    )
+    return path
+
+
 class _Ended(Process):
     def __init__(self, code: int) -> None:
         self.code = code

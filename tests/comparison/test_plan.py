@@ -11,10 +11,14 @@ from lightning_flatmtl.comparison.folder import RunFolder
 from lightning_flatmtl.comparison.plan import make_plan
 from lightning_flatmtl.comparison.selection import Selection
 from lightning_flatmtl.comparison.settings import Settings
+from lightning_flatmtl.comparison.tuning.plan import make_search
+from lightning_flatmtl.comparison.tuning.settings import TuneSettings
 from tests.comparison.project import BASE, write
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "multidigits").rglob("*.yaml"))
-COMPARISONS = [path for path in EXAMPLES if "\nmethods:\n" in path.read_text("utf-8")]
+METHODS = [path for path in EXAMPLES if "\nmethods:\n" in path.read_text("utf-8")]
+SEARCHES = [path for path in METHODS if "\nsearch:\n" in path.read_text("utf-8")]
+COMPARISONS = [path for path in METHODS if path not in SEARCHES]
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +44,33 @@ def test_the_comparisons_of_the_examples(path: Path) -> None:
         assert run.config["data"]["init_args"]["seed"] == run.seed
         tasks = [task["init_args"]["name"] for task in run.config["model"]["init_args"]["tasks"]]
         assert tasks == ([run.task] if run.task else ["left", "right"])
+
+
+@pytest.mark.parametrize("path", SEARCHES, ids=lambda path: path.stem)
+def test_the_searches_of_the_examples(path: Path) -> None:
+    settings = TuneSettings.load(path)
+    _, methods = make_search(settings)
+    assert {name for each in methods for name in each.spaces} == set(settings.search)
+
+
+def test_a_method_with_arguments_of_its_own(tmp_path: Path) -> None:
+    methods = {
+        "LS": [],
+        "LS fast": {"arguments": {"model.lr": 0.5}},
+        "CAGrad": {"callbacks": ["CAGrad"], "arguments": {"trainer.max_epochs": 7}},
+    }
+    given = {"methods": methods, "arguments": {"model.lr": 0.25, "model.width": 4}}
+    path = write(tmp_path, seeds=[3], single_task=False, **given)
+    runs = {r.method: r.config for r in make_plan(Settings.load(path, ["--model.width=2"])).runs}
+    models = {name: config["model"]["init_args"] for name, config in runs.items()}
+    assert {name: model["lr"] for name, model in models.items()} == {
+        "LS": 0.25, "LS fast": 0.5, "CAGrad": 0.25
+    }  # fmt: skip
+    assert {model["width"] for model in models.values()} == {2}
+    assert [config["trainer"]["max_epochs"] for config in runs.values()] == [3, 3, 7]
+    for wrong in ({"arguments": [3]}, {"methods": {"A": {"arguments": 3}}}):
+        with pytest.raises(ValueError, match="must map arguments of `flatmtl fit` to values"):
+            Settings.load(write(tmp_path, **wrong))
 
 
 def test_a_hash_is_of_all_that_matters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
