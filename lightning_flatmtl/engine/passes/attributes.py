@@ -4,7 +4,7 @@ import random
 import sys
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache, partial
 from types import (
     BuiltinFunctionType,
@@ -58,6 +58,7 @@ class AttributeSnapshot:
 
     Args:
         module: The module.
+        layers: Its modules by name, for who has them at hand.
 
     Example:
         >>> net = nn.Linear(1, 1)
@@ -68,13 +69,15 @@ class AttributeSnapshot:
         ([1], 0)
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(
+        self, module: nn.Module, layers: Iterable[tuple[str, nn.Module]] | None = None
+    ) -> None:
         self._entries: list[_Entry] = []
         self._seen: set[int] = set()
         self._module = module
         self._parts: set[int] | None = None
         self._memory: set[int] | None = None
-        for name, part in module.named_modules():
+        for name, part in module.named_modules() if layers is None else layers:
             kind: Any = type(part)
             if not _is_of_torch(kind) and not _is_metric(part):
                 self._of_module(part, f"self.{name}" if name else "self", _OF_MODULES)

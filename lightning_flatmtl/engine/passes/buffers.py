@@ -1,6 +1,6 @@
 """What the second pass borrows of buffers and statistics, and gives back."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -30,12 +30,13 @@ class BufferSnapshot:
 
     Args:
         module: The module.
+        layers: Its modules, for who has them at hand.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, layers: Iterable[nn.Module] | None = None) -> None:
         self._saved = [
             (layer, name, buffer, buffer.detach().clone())
-            for layer in module.modules()
+            for layer in (module.modules() if layers is None else layers)
             if not is_batch_norm(layer)
             for name, buffer in layer._buffers.items()
             if buffer is not None

@@ -64,7 +64,9 @@ class ComposedPasses(Passes):
         """One encoder pass for each distinct batch, one head pass for each task."""
         losses: dict[str, Tensor] = {}
         graphed: dict[int, Any] = {}
+        layers = None
         if self._start is not None:
+            layers = list(self._module.named_modules())
             self._inputs = {id(batch): Inputs(batch) for batch in self._batches.values()}
             for inputs in self._inputs.values():
                 inputs.take()  # the clean pass gets the batches themselves
@@ -76,7 +78,7 @@ class ComposedPasses(Passes):
                 if key in self._inputs and self._inputs[key].altered():
                     self._altered.add(key)
             if self._start is not None:  # heads are going to be run by themselves
-                self._before_head[task] = ModuleSnapshot(self._module)
+                self._before_head[task] = ModuleSnapshot(self._module, layers)
             loss = self._record(task, partial(self._task_loss, task, graphed[key], batch))
             if loss is not None:
                 losses[task] = plain(loss)

@@ -1,7 +1,7 @@
 """What a module is after a second pass: what it was before."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -19,11 +19,15 @@ class ModuleSnapshot:
 
     Args:
         module: The module.
+        layers: Its modules by name; to look for them is most of the work for a model of many heads.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._buffers = BufferSnapshot(module)
-        self._attributes = AttributeSnapshot(module)
+    def __init__(
+        self, module: nn.Module, layers: Sequence[tuple[str, nn.Module]] | None = None
+    ) -> None:
+        layers = list(module.named_modules()) if layers is None else layers
+        self._buffers = BufferSnapshot(module, [layer for _, layer in layers])
+        self._attributes = AttributeSnapshot(module, layers)
 
     def put_back(self) -> None:
         """Let both be what they were."""
