@@ -66,7 +66,8 @@ class TaskSAM(MethodCallback):
             gradient and a task's own direction of SAMO (`arXiv:2507.07883
             <https://arxiv.org/abs/2507.07883>`_), parameter by parameter; with
             ``aggregate="direct", point="joint"`` it is the published method.
-        refresh: How many tasks an update renews the flat parts of, in turn, at least 1. The others
+        refresh: How many tasks an update renews the flat parts of, in turn: an integer of at least
+            1, or a number in ``(0, 1)`` for one task in every ``1 / refresh`` updates. The others
             use theirs again, times :math:`\lVert g_i \rVert` over what it was when they were
             renewed. So an update has that many second passes whatever the number of tasks; the
             first one has all. ``None`` renews all in every update, which is the method.
@@ -101,7 +102,7 @@ class TaskSAM(MethodCallback):
         point: Point = "separate",
         aggregate: Arm = "split",
         perturbation: Perturbation = "global",
-        refresh: int | None = None,
+        refresh: int | float | None = None,
         start: float = 0.0,
         rows: RowKind = "float32",
         rho_warmup: int = 0,

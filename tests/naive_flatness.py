@@ -65,7 +65,7 @@ class Flatness:
         point: str = "separate",
         arm: str = "split",
         perturbation: str = "global",
-        refresh: int | None = None,
+        refresh: float | None = None,
         beta: float = 0.5,
         step: float = 0.01,
     ) -> None:
@@ -83,7 +83,11 @@ class Flatness:
             return list(tasks)
         new = [t for t in tasks if t not in self.memory]
         old = sorted((t for t in tasks if t in self.memory), key=lambda t: self.memory[t].update)
-        return new + old[: max(0, self.refresh - len(new))]
+        allowed = self.refresh
+        if allowed < 1:  # one whenever another whole one has been saved up
+            whole = [int(n * self.refresh + 1e-9) for n in (self.updates - 1, self.updates)]
+            allowed = whole[1] - whole[0]
+        return new + old[: max(0, allowed - len(new))]
 
     def directions(self, batches: Sequence[Losses], at: Params) -> Params:
         """The gradient of every parameter in one update, of batches with equally many samples."""

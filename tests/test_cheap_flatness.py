@@ -28,6 +28,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "refresh second": {"refresh": 1, "arm": "second"},
     "refresh each": {"refresh": 1, "arm": "each"},
     "refresh all": {"refresh": 2},
+    "refresh now and then": {"refresh": 0.4},
     "refresh more": {"refresh": 7},
     "common": {"perturbation": "common"},
     "common adaptive": {"perturbation": "common", "adaptive": True, "rho": 0.5},
@@ -100,6 +101,8 @@ def test_steps_equal_the_naive_ones(variant: str, make: str) -> None:
     flatness = naive_fit(reference, aggregate, [*data(), *data()], **settings)
     if settings.get("refresh") == 1:
         assert flatness.renewed == [["a", "b"], ["a"], ["b"], ["a"], ["b"], ["a"]]
+    if settings.get("refresh") == 0.4:
+        assert flatness.renewed == [["a", "b"], [], ["a"], [], ["b"], []]
     assert_close(ours, reference, 1e-10)
 
 
@@ -281,10 +284,11 @@ def test_rows_in_bfloat16_are_as_good_as_16_bits(accumulate: int) -> None:
     assert 0 < (exact - rounded).norm() < flat * 2.0**-7
 
 
+REFRESH = r"`refresh` must be an integer >= 1, a number in \(0, 1\) or None, got "
 BAD = {
-    "refresh=0": ({"refresh": 0}, "`refresh` must be an integer >= 1 or None, got 0"),
-    "refresh=True": ({"refresh": True}, "`refresh` must be an integer >= 1 or None, got True"),
-    "refresh=1.0": ({"refresh": 1.0}, "`refresh` must be an integer >= 1 or None, got 1.0"),
+    "refresh=0": ({"refresh": 0}, REFRESH + "0"),
+    "refresh=True": ({"refresh": True}, REFRESH + "True"),
+    "refresh=1.0": ({"refresh": 1.0}, REFRESH + "1.0"),
     "start=1": ({"start": 1.0}, r"`start` must be in \[0, 1\), got 1.0"),
     "start=nan": ({"start": float("nan")}, r"`start` must be in \[0, 1\), got nan"),
     "warmup": ({"rho_warmup": -1}, "`rho_warmup` must be an integer >= 0, got -1"),

@@ -50,8 +50,9 @@ class Sharpness:
             head at perturbed head) or ``"joint"`` (both at both).
         aggregate: The arm.
         perturbation: What the shared parameters are perturbed along.
-        refresh: How many tasks an update renews the flat parts of, in turn, at least 1; the others
-            use theirs again. ``None`` renews all.
+        refresh: How many tasks an update renews the flat parts of, in turn; the others use theirs
+            again. An integer of at least 1, or a number in ``(0, 1)``: one task in every
+            ``1 / refresh`` updates. ``None`` renews all.
         rows: How the flat parts of the shared gradients are kept: in the precision of the
             gradients, in bfloat16, or on the host.
         samo_beta: :math:`\beta`, the share of the task's own direction, in ``[0, 1]``.
@@ -68,7 +69,7 @@ class Sharpness:
     point: Point = "separate"
     aggregate: Arm = "split"
     perturbation: Perturbation = "global"
-    refresh: int | None = None
+    refresh: int | float | None = None
     rows: RowKind = "float32"
     samo_beta: float = 0.5
     samo_step: float = 0.01
@@ -88,7 +89,7 @@ class Sharpness:
                 *others, last = map(repr, choices)
                 expected = f"{', '.join(others)} or {last}"
                 raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
-        check_count("refresh", self.refresh)
+        check_refresh(self.refresh)
         if not _is_number(self.samo_beta) or not 0 <= self.samo_beta <= 1:
             raise ValueError(f"`samo_beta` must be in [0, 1], got {self.samo_beta!r}.")
         if not _is_number(self.samo_step) or not 0 < self.samo_step < math.inf:
@@ -137,10 +138,14 @@ def check_radius(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be in [0, inf), got {value!r}.")
 
 
-def check_count(name: str, value: int | None) -> None:
-    """Refuse what is neither ``None`` nor a whole number of at least 1."""
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"`{name}` must be an integer >= 1 or None, got {value!r}.")
+def check_refresh(value: int | float | None) -> None:
+    """Refuse what is neither ``None``, nor a whole number of tasks, nor a share of updates."""
+    if value is None:
+        return
+    if not _is_number(value) or not (0 < value < 1 or (isinstance(value, int) and value >= 1)):
+        raise ValueError(
+            f"`refresh` must be an integer >= 1, a number in (0, 1) or None, got {value!r}."
+        )
 
 
 def _is_number(value: object) -> bool:

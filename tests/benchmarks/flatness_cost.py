@@ -57,6 +57,8 @@ METHODS = {
     "F-CAGrad": Method(),
     "F-CAGrad (common)": Method({"perturbation": "common"}),
     "F-CAGrad (refresh 1)": Method({"refresh": 1}),
+    "F-CAGrad (refresh 0.5)": Method({"refresh": 0.5}),
+    "F-CAGrad (refresh 0.25)": Method({"refresh": 0.25}),
     "F-CAGrad (common, refresh 1)": Method({"perturbation": "common", "refresh": 1}),
     "F-CAGrad (last third)": Method(start=0.667),
     "F-CAGrad (last half)": Method(start=0.5),

@@ -41,8 +41,9 @@ class _Kept:
 class FlatParts:
     r"""The flat parts :math:`f_i = s_i - g_i` of the tasks, and those of their heads.
 
-    With ``refresh=k`` an update renews those of k tasks, the ones that have waited longest; tasks
-    without any are renewed at once, beyond k if need be. The others use theirs again, times
+    With ``refresh=k`` an update renews those of k tasks, the ones that have waited longest (with
+    k < 1 one task in every 1/k updates); tasks without any are renewed at once, beyond k if need
+    be. The others use theirs again, times
     :math:`\lVert g_i \rVert` over what it was when they were renewed, shared part and head each by
     its own norm. So an update has k second passes whatever the number of tasks.
 
@@ -103,11 +104,19 @@ class FlatParts:
         if self._sharpness.refresh is None:
             return others
         new = [task for task in others if task not in self._kept]
-        room = self._sharpness.refresh - len(self._counts) - len(new)
+        room = self._allowed(self._sharpness.refresh) - len(self._counts) - len(new)
         waiting = sorted(
             (task for task in others if task in self._kept), key=lambda t: self._kept[t].at
         )
         return new + waiting[: max(0, room)]
+
+    def _allowed(self, refresh: float) -> int:
+        """How many tasks this update may renew; a share of one adds up over the updates."""
+        if refresh >= 1:
+            return int(refresh)
+        rounding = 1e-9
+        now, before = (math.floor(n * refresh + rounding) for n in (self._update, self._update - 1))
+        return now - before
 
     def put(self, task: str, row: Tensor) -> None:
         """Take in the row of a task that this update renews, of one of its batches."""
