@@ -19,7 +19,10 @@ _WORTH = 0.9
 _SLACK = 1.05
 """How much more than the least memory may be taken for the sake of fewer pieces."""
 
-_FREE = 1.5
+_LARGE = 0.2
+"""Pieces of more than this share of the parameters are worth walking twice."""
+
+_FREE = 1.25
 """How many whole rows all rows of a piece may be: direction and ``.grad`` need as much later."""
 
 
@@ -50,8 +53,8 @@ def pieces_of(losses: Sequence[Tensor], shared: FlatParameters) -> list[Piece]:
         + \text{shared parameters of } p),
 
     and of those with about the least, or with little for all tasks together, the fewest. Parameters
-    that are used on both sides of a cut, such as tied weights, forbid it. A piece that cannot be
-    cut may be walked twice, for one half of its parameters each.
+    that are used on both sides of a cut, such as tied weights, forbid it. A large piece that
+    cannot be cut may be walked twice, for one half of its parameters each.
 
     Args:
         losses: The losses with their graphs, one or more.
@@ -262,7 +265,8 @@ def _cheapest(
         fixed = edges[kept] + max(edges[i] if i != kept else 0, edges[j])
         options.setdefault(j, []).append((i, j, 0))
         needs[i, j, 0] = fixed + before[j] - before[i]
-        if stops.index(j) == stops.index(i) + 1:
+        large = before[j] - before[i] > _LARGE * before[end]
+        if large and stops.index(j) == stops.index(i) + 1:
             split, half = _halves([size for found in sizes[i:j] for size in found])
             if split:
                 options[j].append((i, j, split))
