@@ -38,14 +38,14 @@ class _Found:
     Args:
         gram: Inner products of the task gradients, ``[m, m]``, float64.
         heads: The gradient of every head, a vector.
-        reached: For each shared parameter whether any loss reaches it.
+        reached: The shared parameters that any loss reaches.
         kept: The gradients of every task at the cut below the heads, if all shared parameters lie
             below it; empty otherwise.
     """
 
     gram: Tensor
     heads: dict[str, Tensor]
-    reached: list[bool]
+    reached: set[Tensor]
     kept: list[Pulls]
 
 
@@ -148,7 +148,7 @@ def _differentiate(roots: Sequence[Tensor], pieces: Sequence[Piece], blocks: Blo
     found = _Found(
         gram=torch.zeros(m, m, dtype=torch.float64, device=shared.device),
         heads={},
-        reached=[False] * len(shared.params),
+        reached=set(),
         kept=[],
     )
     pulls: list[Pulls] = [(torch.ones_like(root),) for root in roots]
@@ -156,14 +156,14 @@ def _differentiate(roots: Sequence[Tensor], pieces: Sequence[Piece], blocks: Blo
     for k, piece in enumerate(pieces):
         for walk, group in enumerate(piece.groups):
             last = walk == len(piece.groups) - 1
-            rows = torch.empty(m, _numel(shared, group), dtype=shared.dtype, device=shared.device)
+            part = FlatParameters([shared.params[j] for j in group])
+            rows = torch.empty(m, part.numel, dtype=shared.dtype, device=shared.device)
             for i, task in enumerate(blocks.tasks):
                 top: Edges = (roots[i],) if k == 0 else entered
                 head = task if k == walk == 0 else None
                 below = piece.below if last else ()
-                left = _row(top, pulls[i], group, head, below, rows[i], found, blocks)
-                if last:
-                    pulls[i] = left
+                left = _row(top, pulls[i], part, head, below, rows[i], blocks, found)
+                pulls[i] = left if last else pulls[i]
             found.gram.add_(gram_matrix(rows))
             del rows  # before those of the next group are made
         entered = piece.below
@@ -172,44 +172,38 @@ def _differentiate(roots: Sequence[Tensor], pieces: Sequence[Piece], blocks: Blo
     return found
 
 
-def _numel(shared: FlatParameters, group: Sequence[int]) -> int:
-    return sum(shared.sizes[j] for j in group)
-
-
 def _row(
     top: Edges,
     pulls: Pulls,
-    group: Sequence[int],
+    part: FlatParameters,
     task: str | None,
     below: Sequence[GradientEdge],
     row: Tensor,
-    found: _Found,
     blocks: Blocks,
+    found: _Found,
 ) -> Pulls:
     """Differentiate one task in one piece.
 
     Args:
         top: Where the piece is entered.
         pulls: The task's gradient there.
-        group: The shared parameters in question.
+        part: The shared parameters in question.
         task: The task whose head is in question, too; ``None`` for no head.
         below: Where the piece is left.
         row: Gets the gradients of the shared parameters.
-        found: Gets the head's, and what is reached.
         blocks: The parameters.
+        found: Gets the head's, and what is reached.
 
     Returns:
         The gradients where the piece is left.
     """
-    part = FlatParameters([blocks.shared.params[j] for j in group])
     head = _NO_HEAD if task is None else blocks.heads[task]
     inputs: list[Tensor | GradientEdge] = [*part.params, *head.params, *below]
     gradients = _grad(top, pulls, inputs, retain_graph=True)
     a, b = len(part.params), len(part.params) + len(head.params)
     true = unscaled(tuple(gradients[:b]), blocks.scale)
     part.write(true[:a], row)
-    for j, gradient in zip(group, true, strict=False):
-        found.reached[j] |= gradient is not None
+    found.reached.update(p for p, g in zip(part.params, true, strict=False) if g is not None)
     if task is not None:
         found.heads[task] = head.flatten(true[a:])
     return gradients[b:]
@@ -245,7 +239,8 @@ def _measure(found: _Found, losses: Mapping[str, Tensor], blocks: Blocks) -> Gra
     gram, values, heads = torch.split(host, [m * m, m, m])
     gram = gram.view(m, m)
     squares = gram.diagonal().tolist()
-    return GradientStats(gram, values, heads, found.reached, squares, heads.tolist())
+    reached = [p in found.reached for p in blocks.shared.params]
+    return GradientStats(gram, values, heads, reached, squares, heads.tolist())
 
 
 def _weighted(
@@ -263,17 +258,18 @@ def _weighted(
             torch.full_like(root, w / factor) if w else None
             for root, w in zip(roots, weights.tolist(), strict=True)
         ]
-    params = [p for p, r in zip(shared.params, found.reached, strict=True) if r]
+    params = [p for p in shared.params if p in found.reached]
     gradients = _grad(edges, begin, params)
     left = list(reversed(gradients))
     del gradients  # one by one, or there would be two directions in memory
     direction: list[Tensor | None] = []
-    for p, r in zip(shared.params, found.reached, strict=True):
-        (g,) = unscaled((left.pop(),), blocks.scale) if r else (None,)
+    for p in shared.params:
+        reached = p in found.reached
+        (g,) = unscaled((left.pop(),), blocks.scale) if reached else (None,)
         if g is not None:
             direction.append(scaled(g.to(shared.dtype), factor))
         else:
-            direction.append(torch.zeros_like(p) if r else None)
+            direction.append(torch.zeros_like(p) if reached else None)
     return direction
 
 
