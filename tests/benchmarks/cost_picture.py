@@ -3,8 +3,8 @@
     python -m tests.benchmarks.cost_picture --costs flatness_cost.csv --tasks 2
         --results runs/compare_cost/results.csv --full F-CAGrad --out docs/images/cost.png
 
-Cost is what tests.benchmarks.flatness_cost has measured, over the plain gradient method; accuracy is
-the average of the tasks' test accuracies, mean and standard deviation over the seeds of
+Cost is what tests.benchmarks.flatness_cost has measured, over the plain gradient method. Accuracy
+is the average of the tasks' test accuracies, mean and standard deviation over the seeds of
 ``flatmtl compare``.
 """
 

@@ -46,6 +46,12 @@ class Method:
     start: float = 0.0
     linear: bool = False
 
+    @property
+    def cycle(self) -> int:
+        """After how many steps it does the same again, as far as the time goes."""
+        refresh = (self.sam or {}).get("refresh") or 1
+        return max(1, round(1 / refresh))
+
 
 METHODS = {
     "LS": Method(None, linear=True),
@@ -96,8 +102,8 @@ class Setting:
         assert result.loss is not None
         result.loss.backward()
 
-    def passes(self) -> tuple[int, int]:
-        """Forward and backward passes of the trunk in a step."""
+    def passes(self, steps: int) -> tuple[float, float]:
+        """Forward and backward passes of the trunk in a step, the mean of several."""
         forward, backward = 0, 0
 
         def count(layer: nn.Module, inputs: Any, output: Tensor) -> None:
@@ -111,17 +117,20 @@ class Setting:
             backward += 1
 
         hook = self.model.encoder.register_forward_hook(count)
-        self.step()
+        for _ in range(steps):
+            self.step()
         hook.remove()
-        return forward, backward
+        return forward / steps, backward / steps
 
 
-def timed(function: Callable[[], None], device: str) -> float:
+def timed(function: Callable[[], None], steps: int, device: str) -> float:
+    """Seconds of one of so many steps."""
     start = time.perf_counter()
-    function()
+    for _ in range(steps):
+        function()
     if device != "cpu":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return (time.perf_counter() - start) / steps
 
 
 def measured(tasks: int, rounds: int, device: str) -> list[dict[str, Any]]:
@@ -135,7 +144,8 @@ def measured(tasks: int, rounds: int, device: str) -> list[dict[str, Any]]:
     for _ in range(rounds):
         shuffler.shuffle(order)
         for name in order:
-            seconds[name].append(timed(settings[name].step, device))
+            steps = max(2, METHODS[name].cycle)
+            seconds[name].append(timed(settings[name].step, steps, device))
     rows = []
     for name, method in METHODS.items():
         row: dict[str, Any] = {"tasks": tasks, "method": name}
@@ -151,7 +161,7 @@ def measured(tasks: int, rounds: int, device: str) -> list[dict[str, Any]]:
                 )
             )
             row[column] = method.start * before + (1 - method.start) * ratio
-        row["forward"], row["backward"] = settings[name].passes()
+        row["forward"], row["backward"] = settings[name].passes(method.cycle)
         rows.append(row)
     return rows
 
@@ -174,7 +184,7 @@ def main() -> None:
             rows.append(row)
             print(
                 f"{row['method']:38} {row['ms']:7.1f} {row['over plain']:8.2f} "
-                f"{row['over training']:10.2f} {row['forward']:6d}, {row['backward']}",
+                f"{row['over training']:10.2f} {row['forward']:6g}, {row['backward']:g}",
                 flush=True,
             )
     if arguments.csv is not None:
