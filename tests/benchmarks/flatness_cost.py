@@ -1,9 +1,11 @@
 """What the settings of TaskSAM cost, over the plain gradient method and over plain training.
 
-    python -m tests.benchmarks.flatness_cost [--tasks 2 10 40] [--rounds 11] [--threads 1] [--csv F]
+    python -m tests.benchmarks.flatness_cost [--tasks 2 10 40] [--rounds 11] [--threads 1]
+        [--network digits] [--csv FILE]
 
-The network is that of examples/multidigits with a linear head of ten classes for each task, the
-batch has 64 images of 8 x 16. Timed is the engine's whole step up to the ``.grad`` of every
+The network is that of examples/multidigits on 64 images of 8 x 16, or with ``--network resnet18``
+one of 16 first channels on 64 images of 32 x 32; each task has a linear head of ten classes. Timed
+is the engine's whole step up to the ``.grad`` of every
 parameter. In a round everything is run once, in an order that changes from round to round; the
 ratios are taken round by round, and their medians are printed. ``passes`` are forward passes of
 the trunk and backward passes through it in one step, counted and not timed.
@@ -29,7 +31,7 @@ from lightning_flatmtl.aggregators import CAGrad
 from lightning_flatmtl.engine import ComposedPasses, MultiTaskStep, Sharpness
 from lightning_flatmtl.models import ConvEncoder
 from tests.benchmarks.machine import describe, keep_large_blocks
-from tests.benchmarks.networks import TwoHeads
+from tests.benchmarks.networks import TwoHeads, resnet18
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ METHODS = {
     "F-CAGrad (refresh 1)": Method({"refresh": 1}),
     "F-CAGrad (refresh 0.5)": Method({"refresh": 0.5}),
     "F-CAGrad (refresh 0.25)": Method({"refresh": 0.25}),
+    "F-CAGrad (refresh 0.5, rho 1.5)": Method({"refresh": 0.5}),
+    "F-LS (common, rho 1.5)": Method({"perturbation": "common"}, linear=True),
     "F-CAGrad (common, refresh 1)": Method({"perturbation": "common", "refresh": 1}),
     "F-CAGrad (last third)": Method(start=0.667),
     "F-CAGrad (last half)": Method(start=0.5),
@@ -80,10 +84,14 @@ PLAIN = "CAGrad"
 class Setting:
     """A network and a batch, and the engine of one method on them."""
 
-    def __init__(self, method: Method, tasks: int, device: str) -> None:
+    def __init__(self, method: Method, tasks: int, device: str, network: str) -> None:
         torch.manual_seed(0)
-        self.model = TwoHeads(ConvEncoder(features=64), 64, tasks).to(device)
-        self.x = torch.rand(64, 1, 8, 16, device=device)
+        if network == "resnet18":
+            self.model = TwoHeads(resnet18(16), 128, tasks).to(device)
+            self.x = torch.rand(64, 3, 32, 32, device=device)
+        else:
+            self.model = TwoHeads(ConvEncoder(features=64), 64, tasks).to(device)
+            self.x = torch.rand(64, 1, 8, 16, device=device)
         self.y = [torch.randint(0, 10, (64,), device=device) for _ in range(tasks)]
         self.engine = MultiTaskStep()
         self.aggregation = None if method.linear else CAGrad(0.4)
@@ -133,8 +141,8 @@ def timed(function: Callable[[], None], steps: int, device: str) -> float:
     return (time.perf_counter() - start) / steps
 
 
-def measured(tasks: int, rounds: int, device: str) -> list[dict[str, Any]]:
-    settings = {name: Setting(method, tasks, device) for name, method in METHODS.items()}
+def measured(tasks: int, rounds: int, device: str, network: str) -> list[dict[str, Any]]:
+    settings = {name: Setting(method, tasks, device, network) for name, method in METHODS.items()}
     for setting in settings.values():
         setting.step()
         setting.step()
@@ -172,6 +180,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--network", default="digits", choices=["digits", "resnet18"])
     parser.add_argument("--csv", type=Path, help="write the rows here, too")
     arguments = parser.parse_args()
     keep_large_blocks()
@@ -180,7 +189,7 @@ def main() -> None:
     rows = []
     for tasks in arguments.tasks:
         print(f"{tasks:3d} tasks: of a step   ms   over CAGrad   over LS   passes (F, B)")
-        for row in measured(tasks, arguments.rounds, arguments.device):
+        for row in measured(tasks, arguments.rounds, arguments.device, arguments.network):
             rows.append(row)
             print(
                 f"{row['method']:38} {row['ms']:7.1f} {row['over plain']:8.2f} "

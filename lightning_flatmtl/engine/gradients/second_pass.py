@@ -49,6 +49,9 @@ def sam_gradients(
     sink = between.flat if sink is None else sink
     second = SecondRows(clean, ascent, blocks, sharpness, here, sink)
     joint = sharpness.point == "joint"
+    if not second.turn:  # the module need not be guarded for nothing
+        found = second.gradients()
+        return replace(found, flat=between.flat) if found.moved else found
     samo = None
     if sharpness.perturbation == "samo" and second.exchanges:
         assert ascent.mean is not None
