@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from lightning_flatmtl import MultiTaskModule, TaskSAM
 from lightning_flatmtl.aggregators import CAGrad
-from lightning_flatmtl.callbacks import RhoFinder
+from lightning_flatmtl.callbacks import RhoFinder, find_rho
 from tests.ddp.cases import Caught, case, caught
 from tests.ddp.net import Batches, batches, module, share, still, without
 from tests.ddp.training import HOSTS, train, trainer
@@ -121,3 +121,26 @@ def test_all_processes_go_on_with_the_same_radius(runs: Any) -> None:
     first, second = runs(2, "rho/updated")
     assert first == second
     assert first[0] == first[1] > 0
+
+
+def found_before(place: Place, find: bool) -> tuple[Any, Any]:
+    """Parameters after a fit that a radius was looked for before, and the radius."""
+    made, net, radius = trainer(place, [CAGrad(), TaskSAM(0.05)]), module(), None
+    loaders = [Batches(share(batch, place) for batch in batches(2, seed=s)) for s in (0, 3)]
+    if find:
+        results = find_rho(made, net, *loaders, warmup_steps=1, num_radii=3, verbose=False)
+        radius = results.suggestion()
+    made.fit(net, *loaders)
+    return {name: p.detach().clone() for name, p in net.named_parameters()}, radius
+
+
+for _find in (True, False):
+    case(f"rho/before/{_find}", partial(found_before, find=_find), (2,))
+
+
+def test_a_fit_after_find_rho_is_the_same(runs: Any) -> None:
+    found, plain = (runs(2, f"rho/before/{find}") for find in (True, False))
+    assert found[0][1] == found[1][1] > 0
+    for (params, _), (expected, _) in zip(found, plain, strict=True):
+        for name, value in expected.items():
+            assert torch.equal(params[name], value), name
