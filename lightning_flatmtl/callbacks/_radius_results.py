@@ -177,6 +177,8 @@ class RhoResults:
         return "\n".join([*lines, "", *self._words()]) + "\n"
 
     def _words(self) -> Iterable[str]:
+        yield f"On {self.data} batches, after {self.rows[0].step} steps:"
+        yield ""
         for adaptive in sorted({row.adaptive for row in self.rows}):
             radius, killed = self.suggestion(adaptive), self.killed(adaptive)
             end = ", adaptive=True" if adaptive else ""

@@ -304,7 +304,9 @@ def test_it_writes_prints_and_draws(tmp_path, capsys) -> None:
     assert list(rows[0]) == list(looks.results.table()[0])
     assert [float(r["loss"]) for r in rows] == [r.loss for r in looks.results.rows]
     assert Path(files["png"]).read_bytes().startswith(b"\x89PNG")
-    assert "suggested: TaskSAM(rho=" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "On validation batches, after 2 steps:" in printed
+    assert "suggested: TaskSAM(rho=" in printed
     panels = looks.results.plot().axes
     titles = {panel.get_title() for panel in panels}
     assert titles == {
