@@ -12,7 +12,7 @@ Aligned-MTL, which looks at the Gram matrix only. Printed for each network and n
   ratio to plain training; the settings take turns.
 
 ``--fits`` adds the largest number of tasks whose step stays below ``--limit`` GiB: the line through
-two peaks is prolonged, and the peak at the number so found is measured.
+two peaks is prolonged, and the peak at the number so found is measured if it is below 1000.
 """
 
 import argparse
@@ -192,8 +192,10 @@ def fits(name: str, limit: float, settings: list[str]) -> None:
     for s in settings:
         few, many = peak(name, s, 10)[0], peak(name, s, 20)[0]
         found = 10 + int((limit * GIB - few) * 10 / (many - few))
-        there = peak(name, s, found)[0] if found < 2000 else 0
-        print(f"  {s:28}{found:8d} tasks, peak {there / GIB:.2f} GiB", flush=True)
+        print(f"  {s:28}{found:8d} tasks", end="", flush=True)
+        if found < 1000:
+            print(f", peak {peak(name, s, found)[0] / GIB:.2f} GiB", end="", flush=True)
+        print(flush=True)
 
 
 def main() -> None:
