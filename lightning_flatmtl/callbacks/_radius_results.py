@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, final
 
 from lightning_flatmtl.callbacks._pictures import need_matplotlib
@@ -165,11 +166,9 @@ class RhoResults:
         for adaptive in sorted({row.adaptive for row in self.rows}):
             for rho, rise in self.rise(adaptive).items():
                 here = self._at(adaptive, rho)
-                losses = [row.loss for row in here if row.part == "shared"] or [
-                    row.loss for row in here
-                ]
-                cosines = [row.cosine for row in here if row.part == "shared"]
-                cells = (sum(losses) / len(losses), rise, sum(cosines) / max(1, len(cosines)))
+                here = [row for row in here if row.part == "shared"] or here
+                loss, cosine = (fmean(r.loss for r in here), fmean(r.cosine for r in here))
+                cells = (loss, rise, cosine)
                 name = "adaptive" if adaptive else "plain"
                 lines.append(
                     f"| {name} | {rho:.4g} | " + " | ".join(f"{c:.3g}" for c in cells) + " |"

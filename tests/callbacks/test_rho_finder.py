@@ -23,7 +23,7 @@ from lightning_flatmtl.callbacks import RhoFinder, RhoResults, find_rho
 from lightning_flatmtl.callbacks._radius_results import RhoRow
 from tests import naive
 from tests.callbacks.test_sharpness_monitor import Busy, Drawn, noisy
-from tests.helpers import assert_identical, data, fit, module, trainer
+from tests.helpers import assert_identical, data, fit, module, sgd, tasks, trainer
 from tests.hosts import HOSTS, smooth_trunk
 
 TASKS = ("a", "b")
@@ -444,3 +444,12 @@ def test_a_radius_that_is_not_found_leaves_the_old_one() -> None:
     with pytest.warns(UserWarning, match="found all its radii too large"):
         fit(module(trunk=smooth_trunk()), [looks, sam])
     assert sam.sharpness.rho_shared == 0.05
+
+
+def test_of_a_single_task_all_is_its_head(capsys) -> None:
+    net = MultiTaskModule(smooth_trunk(), tasks()[:1], optimizer=sgd).double()
+    looks = finder(warmup_steps=1, verbose=True)
+    fit(net, [looks])
+    assert {(row.task, row.part) for row in looks.results.rows} == {("a", "head")}
+    assert looks.results.suggestion() is not None
+    assert "On training batches, after 1 steps:" in capsys.readouterr().out
