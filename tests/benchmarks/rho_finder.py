@@ -261,6 +261,11 @@ def run_table(arguments: argparse.Namespace) -> None:
             seen = [f"{figure(r):.2f} ({float(r['rho']):g})" for r in (best, row)]
             name = (row["case"], row["seed"], KINDS[row["adaptive"]], f"{figure(plain):.2f}")
             line(*name, *seen, *(gap if gap != "+nan" else "" for gap in gaps))
+        else:  # the grid of this seed is not done
+            plain = best_of(runs, row, whole=False)
+            accuracies = (f"{figure(plain[0]):.2f}" if plain else "", "")
+            shown = f"{figure(row):.2f} ({float(row['rho']):g})"
+            line(row["case"], row["seed"], KINDS[row["adaptive"]], *accuracies, shown, "", "")
     print()
     columns = [("False", 0.0), *(("False", r) for r in PLAIN), *(("True", r) for r in ADAPTIVE)]
     line(
@@ -282,14 +287,15 @@ def run_table(arguments: argparse.Namespace) -> None:
 Row = dict[str, str]
 
 
-def best_of(runs: Sequence[Row], row: Row) -> tuple[Row, Row] | None:
-    """The run without flatness and the best one of the grid; ``None`` if the grid is not done."""
+def best_of(runs: Sequence[Row], row: Row, whole: bool = True) -> tuple[Row, Row] | None:
+    """The run without flatness and the best of the grid; ``None`` if the ``whole`` is not done."""
     same = [r for r in runs if (r["case"], r["seed"]) == (row["case"], row["seed"])]
     flat = [r for r in same if r["adaptive"] == row["adaptive"] and float(r["rho"]) > 0]
     plain = [r for r in same if float(r["rho"]) == 0]
-    if not plain or len(flat) < len(ADAPTIVE if row["adaptive"] == "True" else PLAIN):
+    missing = len(flat) < len(ADAPTIVE if row["adaptive"] == "True" else PLAIN)
+    if not plain or (whole and missing):
         return None
-    return plain[0], max(flat, key=figure)
+    return plain[0], max(flat or plain, key=figure)
 
 
 def run_rules(arguments: argparse.Namespace) -> None:
