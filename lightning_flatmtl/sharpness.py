@@ -1,5 +1,6 @@
 """TaskSAM: the callback that turns method X into F-X."""
 
+from dataclasses import fields
 from typing import final
 
 from lightning_flatmtl.engine import Arm, Point, Sharpness
@@ -8,6 +9,8 @@ from lightning_flatmtl.hosting.callback import MethodCallback
 from lightning_flatmtl.hosting.flatness_schedule import FlatnessSchedule
 
 __all__ = ["TaskSAM"]
+
+_ALWAYS = ("rho_shared", "rho_heads", "adaptive", "point", "aggregate", "perturbation")
 
 
 @final
@@ -125,7 +128,11 @@ class TaskSAM(MethodCallback):
         self.schedule = FlatnessSchedule(start, rho_warmup)
 
     def __repr__(self) -> str:
-        given = [repr(self.sharpness).removeprefix("Sharpness(").removesuffix(")")]
-        if self.schedule != FlatnessSchedule():
-            given.append(repr(self.schedule).removeprefix("FlatnessSchedule(").removesuffix(")"))
-        return f"TaskSAM({', '.join(given)})"
+        # The method itself in full; of what makes it cheaper only what is asked for.
+        shown = [
+            f"{field.name}={getattr(settings, field.name)!r}"
+            for settings in (self.sharpness, self.schedule)
+            for field in fields(settings)
+            if field.name in _ALWAYS or getattr(settings, field.name) != field.default
+        ]
+        return f"TaskSAM({', '.join(shown)})"
