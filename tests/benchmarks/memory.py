@@ -1,7 +1,7 @@
 """What the task gradients of a step cost in memory and in time, ours and TorchJD's.
 
     python -m tests.benchmarks.memory [--networks mlp lenet transformer resnet18] [--tasks 2 10 40]
-        [--rounds 3] [--threads 1] [--limit 4] [--fits resnet18]
+        [--rounds 3] [--threads 1] [--limit 4] [--fits resnet18] [--flat]
 
 Every setting runs a whole step, from the batch to the ``.grad`` of every parameter, with
 Aligned-MTL, which looks at the Gram matrix only. Printed for each network and number of tasks:
@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_flatmtl.aggregators import AlignedMTL
-from lightning_flatmtl.engine import ComposedPasses, MultiTaskStep
+from lightning_flatmtl.engine import ComposedPasses, MultiTaskStep, Sharpness
 from lightning_flatmtl.models import LeNetEncoder
 from tests.benchmarks.machine import describe, keep_large_blocks
 from tests.benchmarks.networks import TwoHeads, resnet18
@@ -88,9 +88,11 @@ def plain(net: Network) -> Step:
     return lambda: torch.stack(net.forward()[1]).sum().backward()
 
 
-def ours(gradients: str) -> Callable[[Network], Step]:
+def ours(
+    gradients: str, sharpness: Sharpness | None = None, linear: bool = False
+) -> Callable[[Network], Step]:
     def make(net: Network) -> Step:
-        engine, aggregator = MultiTaskStep(), AlignedMTL()
+        engine, aggregator = MultiTaskStep(), None if linear else AlignedMTL()
 
         def step() -> None:
             net.model.zero_grad(set_to_none=True)
@@ -102,7 +104,7 @@ def ours(gradients: str) -> Callable[[Network], Step]:
                 at_features=gradients == "features",
             )
             passes.without_matrix = gradients == "gram"
-            result = engine(net.model, passes, aggregator)
+            result = engine(net.model, passes, aggregator, sharpness)
             assert result is not None
             assert result.loss is not None
             result.loss.backward()
@@ -154,6 +156,16 @@ SETTINGS: dict[str, Callable[[Network], Step]] = {
 }
 """What is measured; the first is what the others are compared with."""
 
+FLAT: dict[str, Callable[[Network], Step]] = {
+    "plain training": plain,
+    "TaskSAM()": ours("parameters", Sharpness()),
+    "rows='bfloat16'": ours("parameters", Sharpness(rows="bfloat16")),
+    "refresh=1": ours("parameters", Sharpness(refresh=1)),
+    "sum, TaskSAM()": ours("parameters", Sharpness(), linear=True),
+    "sum, common": ours("parameters", Sharpness(perturbation="common"), linear=True),
+}
+"""The same with the second pass, and with the sum of the losses."""
+
 
 def seconds(step: Step) -> float:
     start = time.process_time()
@@ -164,14 +176,14 @@ def seconds(step: Step) -> float:
 def peak(name: str, setting: str, tasks: int) -> tuple[int, int]:
     """The peak of a first step in bytes, and the number of shared parameters."""
     net = Network(name, tasks)
-    step = SETTINGS[setting](net)
+    step = (SETTINGS | FLAT)[setting](net)
     return peak_bytes(step, "cpu"), net.d  # type: ignore[arg-type]
 
 
 def table(name: str, tasks: int, rounds: int, settings: list[str]) -> None:
     base, d = peak(name, settings[0], tasks)
     extra = {s: (peak(name, s, tasks)[0] - base) / 4 / d for s in settings}
-    steps = {s: SETTINGS[s](Network(name, tasks)) for s in settings}
+    steps = {s: (SETTINGS | FLAT)[s](Network(name, tasks)) for s in settings}
     times: dict[str, list[float]] = {s: [] for s in settings}
     for i in range(rounds + 1):
         for s, step in steps.items():
@@ -203,11 +215,14 @@ def main() -> None:
     parser.add_argument("--networks", nargs="*", default=list(NETWORKS))
     parser.add_argument("--tasks", nargs="*", type=int, default=[2, 10, 40])
     parser.add_argument("--settings", nargs="*", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--flat", action="store_true", help="the settings of TaskSAM instead")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=float, default=4.0)
     parser.add_argument("--fits", nargs="*", default=[])
     arguments = parser.parse_args()
+    if arguments.flat:
+        arguments.settings = list(FLAT)
     keep_large_blocks()
     torch.set_num_threads(arguments.threads)
     print(describe(arguments.threads))
