@@ -450,7 +450,7 @@ def test_encoder_and_heads_that_change_their_batch(method: str) -> None:
 
 @pytest.mark.parametrize("point", ["separate", "joint"])
 def test_what_an_encoder_leaves_in_the_batch_is_its_heads(point: str) -> None:
-    ours = composed("adds", [TaskSAM(1e-9, point=point)])
+    ours = composed("adds", [CAGrad(), TaskSAM(1e-9, point=point)])
     assert ours.last_step.flat_gram.diagonal().max() < 1e-12 * ours.last_step.gram.max()
 
 

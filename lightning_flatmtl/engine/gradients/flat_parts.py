@@ -43,9 +43,9 @@ class FlatParts:
 
     With ``refresh=k`` an update renews those of k tasks, the ones that have waited longest (with
     k < 1 one task in every 1/k updates); tasks without any are renewed at once, beyond k if need
-    be. The others use theirs again, times
-    :math:`\lVert g_i \rVert` over what it was when they were renewed, shared part and head each by
-    its own norm. So an update has k second passes whatever the number of tasks.
+    be. The others use theirs again, times :math:`\lVert g_i \rVert` over what it was when they were
+    renewed, shared part and head each by its own norm. So an update has k second passes whatever
+    the number of tasks.
 
     All processes hold the same: the whole sums. Each takes part in an update with the columns that
     it keeps of every row. Rows are never scaled where they lie: their Gram matrix and their weights
