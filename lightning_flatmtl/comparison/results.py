@@ -1,21 +1,17 @@
 """The results of a comparison: a row a run."""
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
-from typing import Any, overload
+from collections.abc import Sequence
 
 from lightning_flatmtl.comparison.jobs import Job, State
+from lightning_flatmtl.comparison.rows import Row, Rows
 
-__all__ = ["Results", "Row", "as_pandas", "metrics_of", "rows_of"]
-
-Row = dict[str, Any]
+__all__ = ["Results", "Row", "metrics_of", "rows_of"]
 
 _FIRST = ("method", "task", "seed", "status", "hash", "seconds_per_step", "peak_memory_mib")
 _LAST = ("epochs", "steps", "device", "error")
 
 
-class Results(Sequence[Row]):
+class Results(Rows):
     """A table of runs; each row is a mapping.
 
     ==================== ===================================================================
@@ -46,23 +42,8 @@ class Results(Sequence[Row]):
         summary: Row | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
-        self._rows = list(rows)
-        self.markdown = markdown
+        super().__init__(rows, markdown, remarks)
         self.summary = summary or {}
-        self.remarks = tuple(remarks)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows)
 
     def __repr__(self) -> str:
         done = sum(row["status"] == State.DONE for row in self)
@@ -72,40 +53,6 @@ class Results(Sequence[Row]):
     def columns(self) -> list[str]:
         """The names of all columns."""
         return [*_FIRST, *dict.fromkeys(name for row in self for name in metrics_of(row)), *_LAST]
-
-    def to_csv(self) -> str:
-        """The rows as CSV."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, restval="")
-        writer.writeheader()
-        writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in self)
-        return text.getvalue()
-
-    def to_pandas(self) -> Any:
-        """The rows as a data frame.
-
-        Raises:
-            ModuleNotFoundError: If pandas is not installed.
-        """
-        return as_pandas(self._rows, self.columns)
-
-    def _repr_markdown_(self) -> str:  # what a notebook shows
-        return self.markdown
-
-
-def as_pandas(rows: Sequence[Row], columns: Sequence[str]) -> Any:
-    """Rows as a data frame.
-
-    Raises:
-        ModuleNotFoundError: If pandas is not installed.
-    """
-    try:
-        import pandas  # noqa: PLC0415 # optional
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "pandas is not installed: run `pip install pandas`, or use the rows as they are."
-        ) from None
-    return pandas.DataFrame(rows, columns=columns)
 
 
 def metrics_of(row: Row) -> list[str]:

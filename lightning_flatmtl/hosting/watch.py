@@ -120,7 +120,7 @@ class TrainingWatch:
             advice = (
                 "Too large a radius does this: lower rho, which is "
                 f"{sharpness.rho_shared:g} (shared) and {sharpness.rho_heads:g} (heads), {kind}, "
-                "or the learning rate."
+                "let it grow with rho_warmup=200, or lower the learning rate."
             )
         rank_zero_warn(
             f"Training has died: every task gradient was exactly zero for {_DEAD_STEPS} steps. "

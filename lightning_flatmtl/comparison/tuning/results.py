@@ -1,14 +1,12 @@
 """The trials of a search: a row a trial, and the best of each method."""
 
-import csv
-import io
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-from lightning_flatmtl.comparison.results import Row, as_pandas
+from lightning_flatmtl.comparison.rows import Row, Rows
 from lightning_flatmtl.comparison.tuning.study import MethodStudy
 from lightning_flatmtl.comparison.tuning.trial import ERROR, SECONDS
 
@@ -33,7 +31,7 @@ class Best:
     arguments: dict[str, Any]
 
 
-class Trials(Sequence[Row]):
+class Trials(Rows):
     """A table of trials; each row is a mapping.
 
     ============ ====================================================================
@@ -64,24 +62,9 @@ class Trials(Sequence[Row]):
         compare: Path | None = None,
         remarks: Sequence[str] = (),
     ) -> None:
-        self._rows = list(rows)
+        super().__init__(rows, markdown, remarks)
         self.best = dict(best)
-        self.markdown = markdown
         self.compare = compare
-        self.remarks = tuple(remarks)
-
-    @overload
-    def __getitem__(self, index: int) -> Row: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Row]: ...
-    def __getitem__(self, index: int | slice) -> Row | list[Row]:
-        return self._rows[index]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows)
 
     def __repr__(self) -> str:
         complete = sum(row["state"] == "complete" for row in self)
@@ -93,25 +76,6 @@ class Trials(Sequence[Row]):
         fixed = {*_FIRST, *_LAST}
         arguments = dict.fromkeys(name for row in self for name in row if name not in fixed)
         return [*_FIRST, *arguments, *_LAST]
-
-    def to_csv(self) -> str:
-        """The rows as CSV."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, restval="")
-        writer.writeheader()
-        writer.writerows({k: "" if v is None else v for k, v in row.items()} for row in self)
-        return text.getvalue()
-
-    def to_pandas(self) -> Any:
-        """The rows as a data frame.
-
-        Raises:
-            ModuleNotFoundError: If pandas is not installed.
-        """
-        return as_pandas(self._rows, self.columns)
-
-    def _repr_markdown_(self) -> str:  # what a notebook shows
-        return self.markdown
 
 
 def rows_of(studies: Sequence[MethodStudy]) -> list[Row]:
