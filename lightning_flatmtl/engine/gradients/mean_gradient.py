@@ -10,6 +10,7 @@ from lightning_flatmtl.engine.gradients.gram import squared_norms
 from lightning_flatmtl.engine.gradients.jacobian import Gradients
 from lightning_flatmtl.engine.gradients.stats import GradientStats
 from lightning_flatmtl.engine.parameters.blocks import Blocks
+from lightning_flatmtl.engine.passes.buffers import statistics_put_back
 from lightning_flatmtl.engine.processes.base import LocalRows
 from lightning_flatmtl.engine.sharpness import Sharpness
 
@@ -53,7 +54,9 @@ def mean_gradient(
     values = torch.stack([losses[task].detach().double() for task in blocks.tasks])
     heads = [blocks.heads[task] for task in blocks.tasks]
     total = torch.stack([losses[task] for task in blocks.tasks]).sum()
-    found = blocks.differentiate(blocks.tasks[0], total, [blocks.shared, *heads], retain_graph=True)
+    layouts = [blocks.shared, *heads]
+    with statistics_put_back(blocks.module):  # a checkpoint runs again
+        found = blocks.differentiate(blocks.tasks[0], total, layouts, retain_graph=True)
     row = blocks.rows("loss", 1)
     columns = blocks.shared.numel
     blocks.shared.write(found[0], row[0, :columns])
