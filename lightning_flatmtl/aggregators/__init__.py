@@ -17,6 +17,7 @@ from lightning_flatmtl.aggregators.imtl import IMTL, IMTLG, IMTLL
 from lightning_flatmtl.aggregators.linear_scalarization import LinearScalarization
 from lightning_flatmtl.aggregators.mgda import MGDA
 from lightning_flatmtl.aggregators.nash_mtl import NashMTL
+from lightning_flatmtl.aggregators.ntkmtl import NTKMTL
 from lightning_flatmtl.aggregators.pcgrad import PCGrad
 from lightning_flatmtl.aggregators.random_loss_weighting import RandomLossWeighting
 from lightning_flatmtl.aggregators.scale_invariant import ScaleInvariant
@@ -25,6 +26,7 @@ from lightning_flatmtl.aggregators.stch import STCH
 from lightning_flatmtl.aggregators.torchjd import TorchJD
 from lightning_flatmtl.aggregators.uncertainty_weighting import UncertaintyWeighting
 from lightning_flatmtl.aggregators.upgrad import UPGrad
+from lightning_flatmtl.aggregators.uw_so import UWSO
 
 __all__ = [
     "DBMTL",
@@ -34,7 +36,9 @@ __all__ = [
     "IMTLG",
     "IMTLL",
     "MGDA",
+    "NTKMTL",
     "STCH",
+    "UWSO",
     "Aggregator",
     "AlignedMTL",
     "CAGrad",

@@ -40,6 +40,7 @@ from lightning_flatmtl.functional.normals import (
     normal_angles,
     normals_loss,
 )
+from lightning_flatmtl.functional.ntkmtl import ntkmtl_weights
 from lightning_flatmtl.functional.pcgrad import pcgrad_weights
 from lightning_flatmtl.functional.scale_invariant import scale_invariant_weights
 from lightning_flatmtl.functional.sdmgrad import sdmgrad_weights
@@ -51,6 +52,7 @@ from lightning_flatmtl.functional.uncertainty_weighting import (
     uncertainty_weights,
 )
 from lightning_flatmtl.functional.upgrad import upgrad_weights
+from lightning_flatmtl.functional.uw_so import uw_so_weights
 
 __all__ = [
     "ConvergenceWarning",
@@ -89,6 +91,7 @@ __all__ = [
     "nash_weights",
     "normal_angles",
     "normals_loss",
+    "ntkmtl_weights",
     "pcgrad_weights",
     "predictive_entropy",
     "relative_improvement",
@@ -100,5 +103,6 @@ __all__ = [
     "uncertainty_gradient",
     "uncertainty_weights",
     "upgrad_weights",
+    "uw_so_weights",
     "wrong_predictions",
 ]

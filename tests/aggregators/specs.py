@@ -4,6 +4,7 @@
 aggregator has no entry.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -118,5 +119,7 @@ SPECS = {
     "FAMO": Spec(a.FAMO, traits("order_free homogeneous stateful losses"), lambda m: 1),
     "ConFIG": Spec(a.ConFIG, traits("order_free homogeneous"), lambda m: m),
     "SDMGrad": Spec(a.SDMGrad, traits("order_free homogeneous"), lambda m: 1),
+    "NTKMTL": Spec(a.NTKMTL, traits("order_free homogeneous"), lambda m: m * math.sqrt(m)),
+    "UWSO": Spec(a.UWSO, traits("order_free homogeneous losses"), lambda m: 1),
     "ExcessMTL": Spec(a.ExcessMTL, traits("order_free homogeneous stateful"), lambda m: m),
 }

@@ -19,7 +19,9 @@ from lightning_flatmtl.aggregators import (
     IMTLG,
     IMTLL,
     MGDA,
+    NTKMTL,
     STCH,
+    UWSO,
     Aggregator,
     AlignedMTL,
     CAGrad,
@@ -95,6 +97,8 @@ METHODS: dict[str, Any] = {
     "STCH": STCH,
     "ScaleInvariant": ScaleInvariant,
     "SDMGrad": SDMGrad,
+    "NTKMTL": NTKMTL,
+    "UWSO": UWSO,
     "whole matrix": Whitened,
     **({"TorchJD": from_torchjd} if find_spec("torchjd") else {}),
 }

@@ -120,6 +120,7 @@ VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "stch": lambda x: functional.stch_weights(x, torch.ones(4)),
     "stch, reference": lambda x: functional.stch_weights(L, x),
     "famo": lambda x: functional.famo_weights(S, x),
+    "uw_so": functional.uw_so_weights,
     "famo, before": lambda x: functional.famo_gradient(S, x, L),
     "famo, after": lambda x: functional.famo_gradient(S, L, x),
     "gradnorm": lambda x: functional.gradnorm_gradient(torch.eye(4), torch.ones(4), x),
@@ -131,7 +132,7 @@ VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "dwa": lambda x: functional.dwa_weights(x, L),
     "famo, scores": lambda x: functional.famo_weights(x, L),
 }
-ABOVE_ZERO = list(VECTORS)[:8]
+ABOVE_ZERO = list(VECTORS)[:9]
 
 
 @pytest.mark.parametrize("name", VECTORS)
