@@ -16,8 +16,6 @@ CPU.
 import argparse
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
-from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -28,30 +26,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_flatmtl import ClassificationTask, MultiTaskModule
 from lightning_flatmtl.aggregators import CAGrad
+from lightning_flatmtl.data import TaskLoader
 from lightning_flatmtl.models import ConvEncoder
 
 CLASSES = {"digit": 10, "turn": 4}
 BATCH_SIZE = 32
 SIZES = [650, 650, 497]  # images for the digit, for the turn, for the test
-
-
-class RoundRobin:
-    """A batch of the first task, one of the second, and so on, until one loader ends.
-
-    Args:
-        loaders: A loader for each task.
-    """
-
-    def __init__(self, loaders: Mapping[str, DataLoader]) -> None:
-        self.loaders = loaders
-
-    def __len__(self) -> int:
-        return len(self.loaders) * min(map(len, self.loaders.values()))
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batches in zip(*self.loaders.values(), strict=False):
-            for task, batch in zip(self.loaders, batches, strict=True):
-                yield {task: batch}
 
 
 def make_data(seed: int) -> tuple[dict[str, TensorDataset], dict[str, TensorDataset]]:
@@ -93,7 +73,8 @@ def train_and_test(one_at_a_time: bool, epochs: int, seed: int) -> dict[str, flo
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(module, RoundRobin(loaders) if one_at_a_time else CombinedLoader(loaders))
+    in_turn = TaskLoader(loaders, order="round_robin", seed=seed)
+    trainer.fit(module, in_turn if one_at_a_time else CombinedLoader(loaders))
     whole = CombinedLoader({task: DataLoader(part, 100) for task, part in test.items()})
     (metrics,) = trainer.test(module, whole, verbose=False)
     return {task: 100 * metrics[f"test/{task}/accuracy"] for task in CLASSES}
