@@ -16,6 +16,12 @@ from lightning_flatmtl.functional.calibration import (
     calibration_error,
     predictive_entropy,
 )
+from lightning_flatmtl.functional.class_counts import (
+    balanced_accuracy,
+    class_counts,
+    label_counts,
+    macro_f1,
+)
 from lightning_flatmtl.functional.con_fig import config_weights
 from lightning_flatmtl.functional.conflict import conflict_rate, cosine_similarity
 from lightning_flatmtl.functional.db_mtl import db_mtl_weights
@@ -61,10 +67,12 @@ __all__ = [
     "aligned_mtl_weights",
     "angle_histogram",
     "auroc",
+    "balanced_accuracy",
     "brier_scores",
     "cagrad_weights",
     "calibration_bins",
     "calibration_error",
+    "class_counts",
     "clip_weights",
     "config_weights",
     "conflict_rate",
@@ -86,6 +94,8 @@ __all__ = [
     "imtl_g_weights",
     "imtl_l_gradient",
     "imtl_l_weights",
+    "label_counts",
+    "macro_f1",
     "mgda_weights",
     "min_norm_weights",
     "nash_weights",

@@ -4,11 +4,16 @@ from lightning_flatmtl.models.conv_encoder import ConvEncoder
 from lightning_flatmtl.models.deeplab_head import DeepLabV3Head
 from lightning_flatmtl.models.dense_head import DenseHead, UnitLength
 from lightning_flatmtl.models.dilated_resnet import DilatedResNetEncoder
+from lightning_flatmtl.models.hierarchical_encoder import HierarchicalEncoder
 from lightning_flatmtl.models.lenet_encoder import LeNetEncoder
 from lightning_flatmtl.models.mlp_encoder import MLPEncoder
 from lightning_flatmtl.models.mtan import MTAN, MTANFeatures
+from lightning_flatmtl.models.recurrent_encoder import RecurrentEncoder
 from lightning_flatmtl.models.resnet_encoder import ResNetEncoder
 from lightning_flatmtl.models.segnet import SegNet
+from lightning_flatmtl.models.sequence_encoder import SequenceEncoder, SequenceFeatures
+from lightning_flatmtl.models.sequence_transformer import SequenceTransformer
+from lightning_flatmtl.models.torchvision_encoder import TorchvisionEncoder
 
 __all__ = [
     "MTAN",
@@ -16,10 +21,16 @@ __all__ = [
     "DeepLabV3Head",
     "DenseHead",
     "DilatedResNetEncoder",
+    "HierarchicalEncoder",
     "LeNetEncoder",
     "MLPEncoder",
     "MTANFeatures",
+    "RecurrentEncoder",
     "ResNetEncoder",
     "SegNet",
+    "SequenceEncoder",
+    "SequenceFeatures",
+    "SequenceTransformer",
+    "TorchvisionEncoder",
     "UnitLength",
 ]

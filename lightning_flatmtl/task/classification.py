@@ -3,7 +3,7 @@
 from typing import Literal
 
 from torch import nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_flatmtl.metrics.error_rate import ErrorRate
@@ -22,6 +22,7 @@ class ClassificationTask(Task):
         label_smoothing: Smoothing of the targets, in ``[0, 1]``.
         missing: How a missing label looks, see :class:`Task`.
         metric: What is logged beside the loss: ``"accuracy"`` or ``"error_rate"``, one minus it.
+        metrics: Metrics of logits by name, instead of that one.
 
     Raises:
         ValueError: If ``metric`` is neither.
@@ -40,6 +41,7 @@ class ClassificationTask(Task):
         label_smoothing: float = 0.0,
         missing: float | None = None,
         metric: Literal["accuracy", "error_rate"] = "accuracy",
+        metrics: dict[str, Metric] | MetricCollection | None = None,
     ) -> None:
         if metric not in {"accuracy", "error_rate"}:
             raise ValueError(f"`metric` must be 'accuracy' or 'error_rate', got {metric!r}.")
@@ -50,6 +52,6 @@ class ClassificationTask(Task):
             name,
             head=nn.Linear(in_features, num_classes),
             loss=nn.CrossEntropyLoss(label_smoothing=label_smoothing),
-            metrics={metric: logged},
+            metrics={metric: logged} if metrics is None else metrics,
             missing=missing,
         )
