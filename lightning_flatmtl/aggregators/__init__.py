@@ -2,7 +2,9 @@
 
 from lightning_flatmtl.aggregators._base import Aggregator, GramAggregator, LossWeighting
 from lightning_flatmtl.aggregators.aligned_mtl import AlignedMTL
+from lightning_flatmtl.aggregators.by_group import ByGroup
 from lightning_flatmtl.aggregators.cagrad import CAGrad
+from lightning_flatmtl.aggregators.composition import Composition
 from lightning_flatmtl.aggregators.con_fig import ConFIG
 from lightning_flatmtl.aggregators.db_mtl import DBMTL
 from lightning_flatmtl.aggregators.dynamic_weight_average import DynamicWeightAverage
@@ -16,6 +18,9 @@ from lightning_flatmtl.aggregators.gradvac import GradVac
 from lightning_flatmtl.aggregators.imtl import IMTL, IMTLG, IMTLL
 from lightning_flatmtl.aggregators.linear_scalarization import LinearScalarization
 from lightning_flatmtl.aggregators.mgda import MGDA
+from lightning_flatmtl.aggregators.moco import MoCo
+from lightning_flatmtl.aggregators.modo import MoDo
+from lightning_flatmtl.aggregators.moving_average import MovingAverage
 from lightning_flatmtl.aggregators.nash_mtl import NashMTL
 from lightning_flatmtl.aggregators.ntkmtl import NTKMTL
 from lightning_flatmtl.aggregators.pcgrad import PCGrad
@@ -41,7 +46,9 @@ __all__ = [
     "UWSO",
     "Aggregator",
     "AlignedMTL",
+    "ByGroup",
     "CAGrad",
+    "Composition",
     "ConFIG",
     "DynamicWeightAverage",
     "ExcessMTL",
@@ -52,6 +59,9 @@ __all__ = [
     "GramAggregator",
     "LinearScalarization",
     "LossWeighting",
+    "MoCo",
+    "MoDo",
+    "MovingAverage",
     "NashMTL",
     "PCGrad",
     "RandomLossWeighting",

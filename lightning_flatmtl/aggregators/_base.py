@@ -121,6 +121,11 @@ class Aggregator(MethodCallback, ABC):
         return True
 
     @property
+    def weighs_losses(self) -> bool:
+        """Whether the method weighs whole losses, heads included, by :meth:`loss_weights`."""
+        return type(self).loss_weights is not Aggregator.loss_weights
+
+    @property
     @override
     def state_key(self) -> str:
         return f"lightning_flatmtl.{type(self).__qualname__}"
@@ -408,7 +413,7 @@ class GramAggregator(Aggregator):
     @property
     @override
     def needs_tasks(self) -> bool:
-        return type(self).loss_weights is not Aggregator.loss_weights
+        return self.weighs_losses
 
     @abstractmethod
     def weights(self, gram: Tensor, gradients: TaskGradients) -> Tensor:

@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.aggregators._losses import positive
+from lightning_flatmtl.aggregators._rows import KeptRows
 from lightning_flatmtl.engine import TaskGradients, gram_matrix
 from lightning_flatmtl.engine.aggregation import Requires
 from lightning_flatmtl.engine.gradients.combination import scaled, weighted_rows
@@ -48,8 +49,7 @@ class DBMTL(Aggregator):
         if not 0 <= beta < 1:
             raise ValueError(f"`beta` must be in [0, 1), got {beta}.")
         self.beta = beta
-        self._averages: dict[str, dict[str, Tensor]] = {}
-        """By part and task: the moving average of the gradient."""
+        self._averages = KeptRows()
 
     @property
     @override
@@ -75,18 +75,11 @@ class DBMTL(Aggregator):
         return direction.to(gradients.jacobian.dtype)
 
     def _move(self, gradients: TaskGradients) -> list[Tensor]:
-        kept = self._averages.setdefault(gradients.part, {})
         assert gradients.loss_weights is not None
-        for task, row, weight in zip(
-            gradients.tasks, gradients.jacobian, gradients.loss_weights.tolist(), strict=True
-        ):
-            new = scaled(row.to(torch.promote_types(row.dtype, torch.float32)), weight)
-            old = kept.get(task)
-            # An average of another length belongs to other trainable parameters: begin anew.
-            if old is not None and old.shape == new.shape:
-                new = torch.lerp(new, old.to(new), self.beta)
-            kept[task] = new
-        return [kept[task] for task in gradients.tasks]
+        weights = gradients.loss_weights.tolist()
+        wide = torch.promote_types(gradients.jacobian.dtype, torch.float32)
+        rows = (scaled(row.to(wide), w) for row, w in zip(gradients.jacobian, weights, strict=True))
+        return self._averages.move(gradients.part, gradients.tasks, rows, self.beta)
 
     @override
     def reset(self) -> None:
@@ -97,8 +90,8 @@ class DBMTL(Aggregator):
     def get_state(self) -> dict[str, Any]:
         if self.beta == 0:
             return {}
-        return {"averages": {p: dict(rows) for p, rows in self._averages.items()}}
+        return {"averages": self._averages.state_dict()}
 
     @override
     def set_state(self, state: dict[str, Any]) -> None:
-        self._averages = {p: dict(rows) for p, rows in state["averages"].items()}
+        self._averages.load_state_dict(state["averages"])

@@ -2,7 +2,7 @@
 
 from lightning_flatmtl.engine.aggregation import Aggregation, Part, SumOfLosses, TaskGradients
 from lightning_flatmtl.engine.errors import FlatMTLError, NonFiniteError
-from lightning_flatmtl.engine.gradients.gram import gram_matrix
+from lightning_flatmtl.engine.gradients.gram import cross_gram, gram_matrix
 from lightning_flatmtl.engine.gradients.surrogate import surrogate_loss
 from lightning_flatmtl.engine.partition import Partition
 from lightning_flatmtl.engine.passes.base import Passes
@@ -32,6 +32,7 @@ __all__ = [
     "SumOfLosses",
     "TaskGradients",
     "WholePasses",
+    "cross_gram",
     "frozen_buffers",
     "gram_matrix",
     "surrogate_loss",

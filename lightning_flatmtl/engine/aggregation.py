@@ -27,6 +27,9 @@ class TaskGradients:
         columns: Which columns of the whole matrix ``jacobian`` holds, for a method that works
             column by column; ``None`` for all of them.
         width: The number of columns of the whole matrix, if ``columns`` is given.
+        parameters: Name and size of every parameter whose columns these are, in their order; given
+            to a method that requires the whole ``"matrix"``, ``None`` if the columns are of
+            something else.
     """
 
     jacobian: Tensor
@@ -37,6 +40,7 @@ class TaskGradients:
     part: Part = "loss"
     columns: slice | None = None
     width: int = 0
+    parameters: tuple[tuple[str, int], ...] | None = None
 
 
 class Aggregation(Protocol):

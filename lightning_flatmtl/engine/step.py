@@ -167,6 +167,7 @@ class MultiTaskStep:
             failure=failure,
             scale=scale,
             substitute=substitute_task(self.processes, module, agreed.shares),
+            names=[name for name, p in named.items() if p.requires_grad],
         )
         try:
             if not by_task:

@@ -39,6 +39,7 @@ from lightning_flatmtl.functional.gradvac import GradVacResult, gradvac_weights
 from lightning_flatmtl.functional.imtl import imtl_g_weights, imtl_l_gradient, imtl_l_weights
 from lightning_flatmtl.functional.mgda import mgda_weights
 from lightning_flatmtl.functional.min_norm import min_norm_weights
+from lightning_flatmtl.functional.moco import moco_weights, modo_weights
 from lightning_flatmtl.functional.nash_mtl import clip_weights, nash_weights
 from lightning_flatmtl.functional.normals import (
     angle_histogram,
@@ -51,6 +52,7 @@ from lightning_flatmtl.functional.pcgrad import pcgrad_weights
 from lightning_flatmtl.functional.scale_invariant import scale_invariant_weights
 from lightning_flatmtl.functional.sdmgrad import sdmgrad_weights
 from lightning_flatmtl.functional.segmentation import segmentation_loss
+from lightning_flatmtl.functional.simplex import project_on_simplex
 from lightning_flatmtl.functional.softmax import softmax_weights
 from lightning_flatmtl.functional.stch import stch_weights
 from lightning_flatmtl.functional.uncertainty_weighting import (
@@ -98,12 +100,15 @@ __all__ = [
     "macro_f1",
     "mgda_weights",
     "min_norm_weights",
+    "moco_weights",
+    "modo_weights",
     "nash_weights",
     "normal_angles",
     "normals_loss",
     "ntkmtl_weights",
     "pcgrad_weights",
     "predictive_entropy",
+    "project_on_simplex",
     "relative_improvement",
     "scale_invariant_weights",
     "sdmgrad_weights",

@@ -122,4 +122,34 @@ SPECS = {
     "NTKMTL": Spec(a.NTKMTL, traits("order_free homogeneous"), lambda m: m * math.sqrt(m)),
     "UWSO": Spec(a.UWSO, traits("order_free homogeneous losses"), lambda m: 1),
     "ExcessMTL": Spec(a.ExcessMTL, traits("order_free homogeneous stateful"), lambda m: m),
+    "MoCo": Spec(a.MoCo, traits("order_free stateful"), lambda m: 1),
+    "MoDo": Spec(a.MoDo, traits("order_free stateful"), lambda m: 1),
+    "Composition": Spec(
+        lambda: a.Composition(a.UncertaintyWeighting(), a.PCGrad()),
+        traits("homogeneous random stateful"),
+        lambda m: m,
+    ),
+    "Composition-columns": Spec(
+        lambda: a.Composition(a.ScaleInvariant(), a.GradDrop()),
+        traits("homogeneous random stateful losses"),
+        lambda m: m,
+    ),
+    "MovingAverage": Spec(
+        lambda: a.MovingAverage(a.CAGrad()),
+        traits("order_free homogeneous stateful"),
+        lambda m: cagrad_factor(0.4),
+    ),
+    "MovingAverage-losses": Spec(
+        lambda: a.MovingAverage(a.FAMO()),
+        traits("order_free homogeneous stateful losses"),
+        lambda m: 1,
+    ),
+    "ByGroup": Spec(
+        lambda: a.ByGroup(a.MGDA()), traits("order_free homogeneous descent"), lambda m: 1
+    ),
+    "ByGroup-stateful": Spec(
+        lambda: a.ByGroup(a.MovingAverage(a.PCGrad()), groups="parameter"),
+        traits("homogeneous random stateful"),
+        lambda m: m,
+    ),
 }

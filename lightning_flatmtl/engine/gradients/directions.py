@@ -118,7 +118,8 @@ def aggregate_onto(
         return
     if requires == "matrix" and processes.size > 1:
         part = replace(part, jacobian=processes.gather(part.jacobian))
-    part = replace(part, jacobian=part.jacobian[:, :columns])
+    names = blocks.shared_names() if aggregation.requires == "matrix" else None
+    part = replace(part, jacobian=part.jacobian[:, :columns], parameters=names)
     weights = aggregation.row_weights(part)
     if weights is not None:
         rows, gain = gradients.shared, processes.ddp_mean_correction

@@ -36,6 +36,7 @@ class Setting:
         scale: The loss scale of 16-bit training.
         substitute: The task whose loss, times zero, stands in for those that this process lacks, if
             its layers wait for those of other processes.
+        names: The names of the trainable parameters.
     """
 
     module: nn.Module
@@ -47,6 +48,7 @@ class Setting:
     failure: Failure
     scale: Tensor | None = None
     substitute: str | None = None
+    names: Sequence[str] = ()
 
 
 class Blocks(ABC):
@@ -90,6 +92,17 @@ class Blocks(ABC):
 
     def _layout(self, params: Sequence[Tensor]) -> FlatParameters:
         return FlatParameters(params)
+
+    def shared_names(self) -> tuple[tuple[str, int], ...] | None:
+        """Name and size of every shared parameter, in the order of the columns.
+
+        ``None`` where the columns are those of something else.
+        """
+        if self.of_samples or not self._setting.names:
+            return None
+        names = dict(zip(self._setting.trainable, self._setting.names, strict=True))
+        pairs = zip(self.shared.params, self.shared.sizes, strict=True)
+        return tuple((names[p], size) for p, size in pairs)  # type: ignore[index]
 
     # Memory.
 
