@@ -100,7 +100,7 @@ class ByGroup(Wrapping):
             shown = replace(gradients, jacobian=pieces[name], gram=gram, parameters=None)
             found = self._method(name).aggregate(shown)
             sizes = [at.stop - at.start for at in columns]
-            for at, piece in zip(columns, found.split(sizes), strict=True):
+            for at, piece in zip(columns, torch.split(found, sizes), strict=True):
                 direction[at] = piece
         return direction
 
