@@ -46,7 +46,7 @@ class MoDo(SimplexWeights):
         >>> method(rows), method(rows)  # equal weights, until there have been two batches
         (tensor([0.5000, 1.5000]), tensor([0.5000, 1.5000]))
         >>> method(rows)
-        tensor([0.9000, 0.3000])
+        tensor([0.7000, 0.9000])
     """
 
     def __init__(self, gamma: float = 0.1) -> None:
