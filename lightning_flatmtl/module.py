@@ -235,9 +235,12 @@ class MultiTaskModule(LightningModule, Host):
         Its gradient is added to the step as it is: not aggregated, not perturbed, for all
         parameters that it reaches, and it makes none of them shared. Asked once for every training
         batch that has a task, after the losses; logged as ``train/penalty``, apart from
-        ``train/loss``.
+        ``train/loss``. By default what ``encoder.penalty()`` returns if the encoder has such a
+        method, as :class:`~lightning_flatmtl.models.SoftSharing` has.
         """
-        return None
+        own = getattr(self.encoder, "penalty", None)
+        penalty: Tensor | None = own() if callable(own) else None
+        return penalty
 
     def shared_parameters(self) -> Iterable[nn.Parameter] | None:
         """The shared parameters; ``None`` to find them from the graph."""
@@ -288,7 +291,7 @@ class MultiTaskModule(LightningModule, Host):
             inputs = Inputs(batch, batch_idx)
             inputs.take()  # the step gets the batch itself
             self._fit.keep(partial(self._passes_again, inputs, self._labels), place)
-        if self._overrides("penalty"):
+        if self._overrides("penalty") or hasattr(self.encoder, "penalty"):
             passes.penalty = lambda: self.penalty(batch, batch_idx)
         with noted_nan(batch, self.tasks):
             result = self._fit.run(self, passes, place)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, max_pool2d
-from torch.utils import _pytree as pytree
-from typing_extensions import override
 
+from lightning_flatmtl.models._task_features import TaskFeatures, checked_tasks
 from lightning_flatmtl.models.segnet import (
     FILTERS,
     SegNet,
@@ -19,6 +18,9 @@ from lightning_flatmtl.models.segnet import (
 )
 
 __all__ = ["MTAN", "MTANFeatures"]
+
+MTANFeatures = TaskFeatures
+"""What :class:`MTAN` returns."""
 
 
 class MTAN(nn.Module):
@@ -38,10 +40,8 @@ class MTAN(nn.Module):
     :class:`~lightning_flatmtl.aggregators.UncertaintyWeighting`. Its topmost decoder attention
     counts on ``filters[-1]`` and ``filters[-2]`` to be equal, which is not needed here.
 
-    What comes back is a mapping that computes a task's features when they are asked for, each time
-    anew. So they belong to the task's own pass: a perturbed pass of one task runs the attention of
-    that task alone, the head's pass at the separate point does not run the SegNet again, and a task
-    that is missing from a batch costs nothing.
+    What comes back is a :class:`TaskFeatures`: the SegNet runs once for all tasks, the attention
+    modules of a task in its own passes.
 
     About determinism see :class:`SegNet`; bilinear interpolation has no deterministic backward on
     CUDA either.
@@ -73,9 +73,7 @@ class MTAN(nn.Module):
         self, tasks: Sequence[str], in_channels: int = 3, filters: Sequence[int] = FILTERS
     ) -> None:
         super().__init__()
-        if isinstance(tasks, str) or len(tasks) == 0 or len(set(tasks)) < len(tasks):
-            raise ValueError(f"`tasks` must be different names, at least one, got {tasks!r}.")
-        self.tasks = tuple(tasks)
+        self.tasks = checked_tasks(tasks)
         self.segnet = SegNet(in_channels, filters)
         self.out_channels = self.segnet.out_channels
         down, back = self.segnet.filters, self.segnet.back_to
@@ -90,65 +88,26 @@ class MTAN(nn.Module):
         """Features of every task, computed when they are asked for."""
         return MTANFeatures(self, self.segnet.maps(images))
 
-    def features(self, task: str, maps: SegNetMaps) -> Tensor:
+    def features(self, task: str, shared: SegNetMaps) -> Tensor:
         """What the attention modules of one task make of the shared maps.
 
         Args:
             task: Its name.
-            maps: Of the SegNet.
+            shared: The maps of the SegNet.
         """
         own = self.attention[task]
         assert isinstance(own, _Attention)
         chosen: Tensor | None = None
-        for level, first in enumerate(maps.first):
+        for level, first in enumerate(shared.first):
             seen = first if chosen is None else torch.cat([first, chosen], 1)
-            chosen = own.down[level](seen) * maps.encoded[level]
+            chosen = own.down[level](seen) * shared.encoded[level]
             chosen = max_pool2d(self.between_down[level](chosen), 2)
         assert chosen is not None
-        for level in reversed(range(len(maps.first))):
+        for level in reversed(range(len(shared.first))):
             larger = interpolate(chosen, scale_factor=2, mode="bilinear", align_corners=True)
-            seen = torch.cat([maps.unpooled[level], self.between_up[level](larger)], 1)
-            chosen = own.up[level](seen) * maps.decoded[level]
+            seen = torch.cat([shared.unpooled[level], self.between_up[level](larger)], 1)
+            chosen = own.up[level](seen) * shared.decoded[level]
         return chosen
-
-
-class MTANFeatures(Mapping[str, Tensor]):
-    """The features of each task, computed when they are asked for, each time anew.
-
-    Args:
-        model: Whose attention modules compute them.
-        maps: What all tasks share.
-    """
-
-    def __init__(self, model: MTAN, maps: SegNetMaps) -> None:
-        self._model, self._maps = model, maps
-
-    @override
-    def __getitem__(self, task: str) -> Tensor:
-        if task not in self._model.tasks:
-            raise KeyError(task)
-        return self._model.features(task, self._maps)
-
-    @override
-    def __contains__(self, task: object) -> bool:
-        return task in self._model.tasks
-
-    @override
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._model.tasks)
-
-    @override
-    def __len__(self) -> int:
-        return len(self._model.tasks)
-
-
-# The tensors of it are the shared maps: who cuts the graph there, or asks what they depend on,
-# finds the SegNet and none of the attention modules.
-pytree.register_pytree_node(
-    MTANFeatures,
-    lambda features: ([features._maps], features._model),
-    lambda children, model: MTANFeatures(model, *children),
-)
 
 
 class _Attention(nn.Module):
