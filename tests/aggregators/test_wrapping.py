@@ -1,5 +1,6 @@
 """Aggregators made of others: composition, moving average of the weights, by parameter group."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -344,7 +345,8 @@ def test_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     (tmp_path / "config.yml").write_text(YAML)
-    by = FlatMTLCLI(["fit", "--config=config.yml"]).trainer
+    monkeypatch.setattr(sys, "argv", ["flatmtl", "fit", "--config=config.yml"])
+    by = FlatMTLCLI().trainer
     method = by.callbacks[0]  # type: ignore[attr-defined]
     assert isinstance(method, a.Composition)
     assert repr(method) == (
