@@ -1,14 +1,13 @@
 """How far the runs are: a live table in a terminal, a line for every change elsewhere."""
 
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
-from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Self
 
 from lightning_flatmtl.comparison.jobs import Job, State, seconds_left
+from lightning_flatmtl.comparison.live import LiveDrawing, escaped, is_live, progress_cells
 
 __all__ = ["Display", "duration", "make_display"]
 
@@ -64,23 +63,18 @@ class LiveTable(Display):
 
     def __init__(self, workers: int = 1) -> None:
         super().__init__(workers)
-        from rich.live import Live  # noqa: PLC0415 # optional
-
-        self._live = Live(refresh_per_second=4, transient=True)
-        self._drawn = 0.0
+        self._drawing = LiveDrawing()
 
     def __enter__(self) -> Self:
-        self._live.__enter__()
+        self._drawing.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)
+        self._drawing.__exit__(*error)
 
     def show(self, jobs: Sequence[Job]) -> None:
-        if time.monotonic() - self._drawn < 0.5 and any(job.process for job in jobs):
-            return
-        self._drawn = time.monotonic()
-        self._live.update(self._table(jobs))
+        last = not any(job.process for job in jobs)
+        self._drawing.draw(lambda: self._table(jobs), hurry=last)
 
     def _table(self, jobs: Sequence[Job]) -> Any:
         from rich.table import Table  # noqa: PLC0415
@@ -89,8 +83,8 @@ class LiveTable(Display):
         for column in ("method", "seed", "state", "epoch", "validation", "time"):
             right = column in {"seed", "epoch", "time"}
             table.add_column(column, justify="right" if right else "left")
-        for job in _most_telling(jobs, self._live.console.height - 6):
-            table.add_row(*_cells(job), style=_STYLES[job.state])
+        for job in _most_telling(jobs, self._drawing.height - 6):
+            table.add_row(*escaped(_cells(job)), style=_STYLES[job.state])
         return table
 
 
@@ -106,8 +100,7 @@ _ORDER = (State.RUNNING, State.ELSEWHERE, State.FAILED, State.QUEUED, State.DONE
 
 def make_display(workers: int) -> Display:
     """A live table where there is a terminal and rich, else lines."""
-    live = sys.stdout.isatty() and find_spec("rich") is not None
-    return LiveTable(workers) if live else Lines(workers)
+    return LiveTable(workers) if is_live() else Lines(workers)
 
 
 def duration(seconds: float) -> str:
@@ -143,10 +136,7 @@ def _most_telling(jobs: Sequence[Job], room: int) -> list[Job]:
 
 
 def _cells(job: Job) -> tuple[str, ...]:
-    progress = job.progress
-    epoch = f"{progress['epoch']}/{progress['epochs']}" if progress else ""
-    value = progress.get("value")
-    shown = "" if value is None else f"{progress['monitor']} {value:.4g}"
+    epoch, shown = progress_cells(job.progress)
     if job.state is State.FAILED:
         shown = (job.error or "")[:60]
     took = "" if job.elapsed is None else duration(job.elapsed)

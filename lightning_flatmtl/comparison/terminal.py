@@ -2,7 +2,8 @@
 
 import re
 import sys
-from importlib.util import find_spec
+
+from lightning_flatmtl.comparison.live import is_live
 
 __all__ = ["print_table"]
 
@@ -11,7 +12,7 @@ _BEST, _CLOSE = re.compile(r"^\*\*(.*)\*\*$"), re.compile(r"^<u>(.*)</u>$")
 
 def print_table(markdown: str) -> None:
     """Print the table and the words below it; plainly where there is no terminal or no rich."""
-    if not sys.stdout.isatty() or find_spec("rich") is None:
+    if not is_live():
         sys.stdout.write(f"\n{markdown}\n")
         return
     from rich.console import Console  # noqa: PLC0415 # optional

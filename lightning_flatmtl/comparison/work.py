@@ -6,13 +6,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import Protocol
 
 from lightning_flatmtl.comparison.display import Display
 from lightning_flatmtl.comparison.jobs import Job, State
 from lightning_flatmtl.comparison.launchers.base import Launcher
 from lightning_flatmtl.comparison.record import RunRecord
 
-__all__ = ["TICK", "termination_as_interrupt", "work_off"]
+__all__ = ["TICK", "end_all", "termination_as_interrupt", "work_off"]
 
 TICK = 0.2
 """Seconds between two looks at what runs."""
@@ -38,11 +39,7 @@ def work_off(jobs: Sequence[Job], launcher: Launcher, display: Display) -> None:
                 display.show(jobs)
                 time.sleep(TICK)
         finally:
-            # The last first: what waits for its turn is not to take the place of one that ends.
-            for job in reversed(jobs):
-                job.cancel()
-            for job in jobs:
-                job.stop()
+            end_all(jobs)
             display.show(jobs)
 
 
@@ -69,6 +66,21 @@ def _started(job: Job, launcher: Launcher) -> bool:
         job.fail(f"{type(error).__name__}: {error}")
         return False
     return True
+
+
+class _Ending(Protocol):
+    def cancel(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+def end_all(jobs: Sequence[_Ending]) -> None:
+    """End all that runs, and wait for it."""
+    # The last first: what waits for its turn is not to take the place of one that ends.
+    for job in reversed(jobs):
+        job.cancel()
+    for job in jobs:
+        job.stop()
 
 
 @contextmanager

@@ -1,12 +1,11 @@
 """How far a search is: a line for every trial that ends, and in a terminal those that run."""
 
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any, Self
 
 from lightning_flatmtl.comparison.display import duration
+from lightning_flatmtl.comparison.live import LiveDrawing, escaped, is_live, progress_cells
 from lightning_flatmtl.comparison.tuning.trial import Trial
 
 __all__ = ["TrialDisplay", "make_display", "shown"]
@@ -71,26 +70,20 @@ class LiveTrials(TrialDisplay):
 
     def __init__(self, left: Callable[[], Mapping[str, int]], workers: int = 1) -> None:
         super().__init__(left, workers)
-        from rich.live import Live  # noqa: PLC0415 # optional
-
-        self._live = Live(refresh_per_second=4, transient=True)
-        self._drawn = 0.0
+        self._drawing = LiveDrawing()
 
     def __enter__(self) -> Self:
-        self._live.__enter__()
+        self._drawing.__enter__()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)
+        self._drawing.__exit__(*error)
 
     def show(self, running: Sequence[Trial]) -> None:
-        if time.monotonic() - self._drawn < 0.5 and running:
-            return
-        self._drawn = time.monotonic()
-        self._live.update(self._table(running))
+        self._drawing.draw(lambda: self._table(running), hurry=not running)
 
     def _print(self, text: str) -> None:
-        self._live.console.print(text, markup=False, highlight=False)
+        self._drawing.print(text)
 
     def _table(self, running: Sequence[Trial]) -> Any:
         from rich.table import Table  # noqa: PLC0415
@@ -99,20 +92,16 @@ class LiveTrials(TrialDisplay):
         for column in ("method", "trial", "arguments", "epoch", "validation", "time"):
             table.add_column(column, justify="right" if column in {"trial", "time"} else "left")
         for trial in running:
-            progress = trial.job.progress
-            epoch = f"{progress['epoch']}/{progress['epochs']}" if progress else ""
-            value = progress.get("value")
-            said = "" if value is None else f"{progress['monitor']} {value:.4g}"
+            epoch, said = progress_cells(trial.job.progress)
             took = duration(trial.seconds)
             row = (trial.method, str(trial.number), shown(trial.values), epoch, said, took)
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+            table.add_row(*escaped(row))
         return table
 
 
 def make_display(left: Callable[[], Mapping[str, int]], workers: int) -> TrialDisplay:
     """With a live table where there is a terminal and rich, else lines."""
-    live = sys.stdout.isatty() and find_spec("rich") is not None
-    return LiveTrials(left, workers) if live else TrialDisplay(left, workers)
+    return LiveTrials(left, workers) if is_live() else TrialDisplay(left, workers)
 
 
 def shown(values: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from lightning_flatmtl.comparison.launchers.base import Launcher
 from lightning_flatmtl.comparison.tuning.display import TrialDisplay
 from lightning_flatmtl.comparison.tuning.study import MethodStudy
 from lightning_flatmtl.comparison.tuning.trial import Trial
-from lightning_flatmtl.comparison.work import TICK, termination_as_interrupt
+from lightning_flatmtl.comparison.work import TICK, end_all, termination_as_interrupt
 
 __all__ = ["search"]
 
@@ -39,11 +39,7 @@ def search(studies: Sequence[MethodStudy], launcher: Launcher, display: TrialDis
                     return
                 time.sleep(TICK)
         finally:
-            # The last first: what waits for its turn is not to take the place of one that ends.
-            for trial in reversed(running):
-                trial.cancel()
-            for trial in running:
-                trial.stop()
+            end_all(running)
 
 
 def _begin(
