@@ -6,16 +6,19 @@ from lightning_flatmtl.aggregators.by_group import ByGroup
 from lightning_flatmtl.aggregators.cagrad import CAGrad
 from lightning_flatmtl.aggregators.composition import Composition
 from lightning_flatmtl.aggregators.con_fig import ConFIG
+from lightning_flatmtl.aggregators.conic_grad import ConicGrad
 from lightning_flatmtl.aggregators.db_mtl import DBMTL
 from lightning_flatmtl.aggregators.dynamic_weight_average import DynamicWeightAverage
 from lightning_flatmtl.aggregators.excess_mtl import ExcessMTL
 from lightning_flatmtl.aggregators.fairgrad import FairGrad
 from lightning_flatmtl.aggregators.famo import FAMO
 from lightning_flatmtl.aggregators.geometric_loss import GLS
+from lightning_flatmtl.aggregators.go4align import GO4Align
 from lightning_flatmtl.aggregators.graddrop import GradDrop
 from lightning_flatmtl.aggregators.gradnorm import GradNorm
 from lightning_flatmtl.aggregators.gradvac import GradVac
 from lightning_flatmtl.aggregators.imtl import IMTL, IMTLG, IMTLL
+from lightning_flatmtl.aggregators.ldc_mtl import LDCMTL
 from lightning_flatmtl.aggregators.linear_scalarization import LinearScalarization
 from lightning_flatmtl.aggregators.mgda import MGDA
 from lightning_flatmtl.aggregators.moco import MoCo
@@ -40,6 +43,7 @@ __all__ = [
     "IMTL",
     "IMTLG",
     "IMTLL",
+    "LDCMTL",
     "MGDA",
     "NTKMTL",
     "STCH",
@@ -50,9 +54,11 @@ __all__ = [
     "CAGrad",
     "Composition",
     "ConFIG",
+    "ConicGrad",
     "DynamicWeightAverage",
     "ExcessMTL",
     "FairGrad",
+    "GO4Align",
     "GradDrop",
     "GradNorm",
     "GradVac",

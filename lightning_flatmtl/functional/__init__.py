@@ -24,6 +24,7 @@ from lightning_flatmtl.functional.class_counts import (
 )
 from lightning_flatmtl.functional.con_fig import config_weights
 from lightning_flatmtl.functional.conflict import conflict_rate, cosine_similarity
+from lightning_flatmtl.functional.conic_grad import conic_grad_weights
 from lightning_flatmtl.functional.db_mtl import db_mtl_weights
 from lightning_flatmtl.functional.delta_m import delta_m, relative_improvement
 from lightning_flatmtl.functional.depth import depth_error_sums, depth_loss
@@ -33,10 +34,12 @@ from lightning_flatmtl.functional.excess_mtl import ExcessRisk, excess_risk
 from lightning_flatmtl.functional.fairgrad import fairgrad_weights
 from lightning_flatmtl.functional.famo import famo_gradient, famo_weights
 from lightning_flatmtl.functional.geometric_loss import gls_weights
+from lightning_flatmtl.functional.go4align import go4align_weights
 from lightning_flatmtl.functional.graddrop import graddrop_direction
 from lightning_flatmtl.functional.gradnorm import gradnorm_gradient
 from lightning_flatmtl.functional.gradvac import GradVacResult, gradvac_weights
 from lightning_flatmtl.functional.imtl import imtl_g_weights, imtl_l_gradient, imtl_l_weights
+from lightning_flatmtl.functional.ldc_mtl import ldc_mtl_gradient, ldc_mtl_weights
 from lightning_flatmtl.functional.mgda import mgda_weights
 from lightning_flatmtl.functional.min_norm import min_norm_weights
 from lightning_flatmtl.functional.moco import moco_weights, modo_weights
@@ -78,6 +81,7 @@ __all__ = [
     "clip_weights",
     "config_weights",
     "conflict_rate",
+    "conic_grad_weights",
     "cosine_similarity",
     "db_mtl_weights",
     "delta_m",
@@ -89,6 +93,7 @@ __all__ = [
     "famo_gradient",
     "famo_weights",
     "gls_weights",
+    "go4align_weights",
     "graddrop_direction",
     "gradnorm_gradient",
     "gradvac_weights",
@@ -97,6 +102,8 @@ __all__ = [
     "imtl_l_gradient",
     "imtl_l_weights",
     "label_counts",
+    "ldc_mtl_gradient",
+    "ldc_mtl_weights",
     "macro_f1",
     "mgda_weights",
     "min_norm_weights",

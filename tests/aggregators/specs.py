@@ -119,6 +119,18 @@ SPECS = {
     "FAMO": Spec(a.FAMO, traits("order_free homogeneous stateful losses"), lambda m: 1),
     "ConFIG": Spec(a.ConFIG, traits("order_free homogeneous"), lambda m: m),
     "SDMGrad": Spec(a.SDMGrad, traits("order_free homogeneous"), lambda m: 1),
+    "ConicGrad": Spec(a.ConicGrad, traits("order_free homogeneous"), lambda m: 1),
+    "ConicGrad-half": Spec(
+        lambda: a.ConicGrad(0.0), traits("order_free homogeneous descent"), lambda m: 1
+    ),
+    "ConicGrad-narrow": Spec(
+        lambda: a.ConicGrad(0.99), traits("order_free homogeneous"), lambda m: 1
+    ),
+    "GO4Align": Spec(a.GO4Align, traits("order_free homogeneous stateful losses"), lambda m: m),
+    "LDCMTL": Spec(a.LDCMTL, traits("homogeneous stateful losses"), lambda m: 1),
+    "LDCMTL-plain": Spec(
+        lambda: a.LDCMTL(compared="plain"), traits("homogeneous stateful losses"), lambda m: 1
+    ),
     "NTKMTL": Spec(a.NTKMTL, traits("order_free homogeneous"), lambda m: m * math.sqrt(m)),
     "UWSO": Spec(a.UWSO, traits("order_free homogeneous losses"), lambda m: 1),
     "ExcessMTL": Spec(a.ExcessMTL, traits("order_free homogeneous stateful"), lambda m: m),

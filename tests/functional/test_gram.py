@@ -23,6 +23,7 @@ SOLVERS: dict[str, Solver] = {
     "mgda_weights": functional.mgda_weights,
     "sdmgrad_weights": functional.sdmgrad_weights,
     "db_mtl_weights": functional.db_mtl_weights,
+    "conic_grad_weights": functional.conic_grad_weights,
     "ntkmtl_weights": functional.ntkmtl_weights,
     "cagrad_weights": lambda K: functional.cagrad_weights(K, 0.4),
     "imtl_g_weights": functional.imtl_g_weights,

@@ -121,6 +121,7 @@ VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "stch, reference": lambda x: functional.stch_weights(L, x),
     "famo": lambda x: functional.famo_weights(S, x),
     "uw_so": functional.uw_so_weights,
+    "go4align": lambda x: functional.go4align_weights(x, S),
     "famo, before": lambda x: functional.famo_gradient(S, x, L),
     "famo, after": lambda x: functional.famo_gradient(S, L, x),
     "gradnorm": lambda x: functional.gradnorm_gradient(torch.eye(4), torch.ones(4), x),
@@ -128,11 +129,14 @@ VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
     "uncertainty, losses": lambda x: functional.uncertainty_gradient(S, x),
     "imtl_l": functional.imtl_l_weights,
     "imtl_l, losses": lambda x: functional.imtl_l_gradient(S, x),
+    "go4align, risks": lambda x: functional.go4align_weights(L, x),
+    "ldc_mtl": lambda x: functional.ldc_mtl_weights(x, L),
+    "ldc_mtl, losses": lambda x: functional.ldc_mtl_gradient(S, x),
     "softmax": functional.softmax_weights,
     "dwa": lambda x: functional.dwa_weights(x, L),
     "famo, scores": lambda x: functional.famo_weights(x, L),
 }
-ABOVE_ZERO = list(VECTORS)[:9]
+ABOVE_ZERO = list(VECTORS)[:10]
 
 
 @pytest.mark.parametrize("name", VECTORS)
