@@ -1,12 +1,21 @@
-"""What a step of a run costs: seconds and memory."""
+"""What a run costs: seconds of a step, memory, parameters."""
 
 import statistics
 import sys
 import time
 
 import torch
+from torch import nn
 
-__all__ = ["Cost"]
+__all__ = ["Cost", "trainable_parameters"]
+
+
+def trainable_parameters(module: nn.Module) -> int | None:
+    """How many numbers are trained; ``None`` while a lazy layer has no shape."""
+    params = [p for p in module.parameters() if p.requires_grad]
+    if any(isinstance(p, nn.parameter.UninitializedParameter) for p in params):
+        return None
+    return sum(p.numel() for p in params)
 
 
 class Cost:

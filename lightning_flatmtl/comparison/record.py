@@ -15,7 +15,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lightning_flatmtl import __version__
-from lightning_flatmtl.comparison.cost import Cost
+from lightning_flatmtl.comparison.cost import Cost, trainable_parameters
 from lightning_flatmtl.comparison.curves import TRAIN_LOSS, Curves
 from lightning_flatmtl.comparison.directions import noted_directions
 from lightning_flatmtl.comparison.folder import RunFolder
@@ -116,6 +116,7 @@ class RunRecord(Callback):
             "final": final,
             "seconds_per_step": self._cost.seconds_per_step,
             "peak_memory_mib": self._cost.peak_memory_mib,
+            "parameters": trainable_parameters(model),
             "epochs": epochs,
             "steps": steps,
             "device": _device(trainer),

@@ -7,7 +7,9 @@ from lightning_flatmtl.comparison.rows import Row, Rows
 
 __all__ = ["Results", "Row", "metrics_of", "rows_of"]
 
-_FIRST = ("method", "task", "seed", "status", "hash", "seconds_per_step", "peak_memory_mib")
+_FIRST = (
+    "method", "task", "seed", "status", "hash", "seconds_per_step", "peak_memory_mib", "parameters",
+)  # fmt: skip
 _LAST = ("epochs", "steps", "device", "error")
 
 
@@ -24,6 +26,7 @@ class Results(Rows):
     ``hash``             of the complete configuration and the package's version
     ``seconds_per_step`` median over epochs of training time per optimizer step
     ``peak_memory_mib``  of tensors on a GPU, of the process on a CPU
+    ``parameters``       how many numbers are trained; empty for runs of earlier versions
     ``test/...``         every test metric under its logged name; ``test/delta_m`` too
     ``error``            why it has failed
     ==================== ===================================================================
@@ -81,6 +84,7 @@ def _row(job: Job, further: Sequence[str]) -> Row:
         "hash": run.hash,
         "seconds_per_step": result.get("seconds_per_step"),
         "peak_memory_mib": result.get("peak_memory_mib"),
+        "parameters": result.get("parameters"),
         **result.get("metrics", {}),
         **{name: final[name] for name in further if name in final},
     }

@@ -11,7 +11,7 @@ from lightning_flatmtl.comparison.comparison import Comparison, LauncherName
 from lightning_flatmtl.comparison.files import write_whole
 from lightning_flatmtl.comparison.metric_names import is_loss
 from lightning_flatmtl.comparison.settings import SINGLE_TASK, Settings, SingleTask
-from lightning_flatmtl.comparison.summary import COST, DELTA_M
+from lightning_flatmtl.comparison.summary import COST, DELTA_M, PARAMETERS
 
 __all__ = ["baselines"]
 
@@ -65,5 +65,7 @@ def means(summary: Mapping[str, Any]) -> dict[str, float]:
     return {
         name.removeprefix("test/"): figure["mean"]
         for name, figure in figures.items()
-        if name not in {DELTA_M, COST} and not name.startswith("average/") and not is_loss(name)
+        if name not in {DELTA_M, COST, PARAMETERS}
+        and not name.startswith("average/")
+        and not is_loss(name)
     }

@@ -19,9 +19,9 @@ from lightning_flatmtl.comparison.results import Row, metrics_of
 from lightning_flatmtl.comparison.settings import SINGLE_TASK
 from lightning_flatmtl.functional.delta_m import delta_m
 
-__all__ = ["COST", "DELTA_M", "Column", "Figure", "Summary", "summarize"]
+__all__ = ["COST", "DELTA_M", "PARAMETERS", "Column", "Figure", "Summary", "summarize"]
 
-DELTA_M, COST = "test/delta_m", "cost"
+DELTA_M, COST, PARAMETERS = "test/delta_m", "cost", "parameters"
 
 BySeed = dict[int, float]
 
@@ -60,7 +60,7 @@ class Column:
     """A column of the table.
 
     Args:
-        name: The logged name, ``average/...``, ``test/delta_m`` or ``cost``.
+        name: The logged name, ``average/...``, ``test/delta_m``, ``cost`` or ``parameters``.
         title: What people read.
         higher_is_better: The direction; ``None`` if it is unknown or does not matter.
         scale: What values are multiplied by to be shown.
@@ -188,6 +188,7 @@ def summarize(
     groups = _groups(names, tasks)
     averages = _averages(values, groups)
     seconds = _by_method(done, "seconds_per_step")
+    sizes = _sizes(done)
     reference = (
         reference if reference in seconds else next((m for m in methods if m in seconds), None)
     )
@@ -199,6 +200,8 @@ def summarize(
             found[DELTA_M] = Figure(improved[method])
         if method in seconds and reference is not None and method != SINGLE_TASK:
             found[COST] = Figure(_ratio(seconds[method], seconds[reference]))
+        if method in sizes:
+            found[PARAMETERS] = Figure(sizes[method])
         if found:
             figures[method] = found
     columns = _columns(names, groups, higher, figures, reference)
@@ -298,6 +301,16 @@ def _by_method(rows: Sequence[Row], name: str) -> dict[str, BySeed]:
     return found
 
 
+def _sizes(rows: Sequence[Row]) -> dict[str, BySeed]:
+    """Trained parameters by method and seed; those of the networks of all tasks together."""
+    found: dict[str, BySeed] = {}
+    for row in rows:
+        if row.get("parameters") is not None:
+            of_method = found.setdefault(row["method"], {})
+            of_method[row["seed"]] = of_method.get(row["seed"], 0) + row["parameters"]
+    return found
+
+
 def _ratio(seconds: BySeed, reference: BySeed) -> BySeed:
     base = statistics.median(reference.values())
     return {seed: value / base for seed, value in seconds.items()}
@@ -320,7 +333,15 @@ def _columns(
         columns.append(Column(DELTA_M, "Delta_m", True, 1.0, "%"))
     if COST in known:
         columns.append(Column(COST, f"cost over {reference}", None))
+    if _differ(figures):
+        columns.append(Column(PARAMETERS, "parameters", None))
     return [column for column in columns if column.name in known]
+
+
+def _differ(figures: Mapping[str, Mapping[str, Figure]]) -> bool:
+    """Whether methods train networks of different sizes, single-task networks apart."""
+    sizes = [f[PARAMETERS].mean for m, f in figures.items() if m != SINGLE_TASK and PARAMETERS in f]
+    return len(set(sizes)) > 1
 
 
 def _column(
@@ -347,7 +368,7 @@ def _gains(
             continue
         for column in columns:
             a, b = figures[plain].get(column.name), own.get(column.name)
-            if a is None or b is None or column.name == COST:
+            if a is None or b is None or column.name in {COST, PARAMETERS}:
                 continue
             seeds = [seed for seed in b.by_seed if seed in a.by_seed]
             if seeds:

@@ -5,7 +5,14 @@ from collections.abc import Callable, Sequence
 
 from lightning_flatmtl.comparison.metric_names import is_loss
 from lightning_flatmtl.comparison.settings import SINGLE_TASK
-from lightning_flatmtl.comparison.summary import COST, DELTA_M, Column, Figure, Summary
+from lightning_flatmtl.comparison.summary import (
+    COST,
+    DELTA_M,
+    PARAMETERS,
+    Column,
+    Figure,
+    Summary,
+)
 
 __all__ = ["latex", "markdown", "shown_columns"]
 
@@ -72,7 +79,7 @@ def _cell(summary: Summary, method: str, column: Column, between: str, nothing: 
     if figure is None or (method == SINGLE_TASK and column.name == DELTA_M):
         return "0" if method == SINGLE_TASK and column.name == DELTA_M else nothing
     text = shown(figure.mean, column, summary)
-    if figure.std is not None and column.name != COST:
+    if figure.std is not None and column.name not in {COST, PARAMETERS}:
         text += between + shown(figure.std, column, summary)
     return text
 
@@ -82,6 +89,8 @@ def shown(value: float, column: Column, summary: Summary) -> str:
     value *= column.scale
     if not math.isfinite(value):
         return str(value)
+    if column.name == PARAMETERS:
+        return f"{value:,.0f}"
     return f"{value:.{_digits(column, summary)}f}"
 
 

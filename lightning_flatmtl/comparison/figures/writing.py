@@ -10,7 +10,7 @@ from typing import Any
 from lightning_flatmtl.comparison.figures.styles import Style, styles_of
 from lightning_flatmtl.comparison.files import write_whole
 from lightning_flatmtl.comparison.metric_names import label
-from lightning_flatmtl.comparison.summary import COST, Summary
+from lightning_flatmtl.comparison.summary import COST, PARAMETERS, Summary
 
 __all__ = ["write_figures"]
 
@@ -67,7 +67,7 @@ def _drawings(
         yield name, partial(trade_off.draw_trade_off, summary, gain, styles)
     yield _file_name("curves", taken), partial(draw_curves, curves, styles)
     for column in summary.columns:
-        if column.name != COST:
+        if column.name not in {COST, PARAMETERS}:
             name = _file_name(column.name, taken)
             yield name, partial(bars.draw_bars, summary, column, styles)
 
