@@ -52,6 +52,7 @@ def test_the_whole_of_it(tmp_path: Path, launcher: InProcess) -> None:
     for row, line in zip(results, written, strict=True):
         assert line["method"] == row["method"]
         assert float(line["seconds_per_step"]) > 0
+        assert int(line["parameters"]) == row["parameters"] > 0
         assert float(line["test/sign/hits"]) == row["test/sign/hits"]
     single = {(r["task"], r["seed"]): r for r in results if r["method"] == "single-task"}
     for row in results:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lightning_flatmtl.comparison.metric_names import named, task_of, without_task
-from lightning_flatmtl.comparison.summary import COST, DELTA_M, Summary, summarize
+from lightning_flatmtl.comparison.summary import COST, DELTA_M, PARAMETERS, Summary, summarize
 from lightning_flatmtl.comparison.table import latex, markdown, shown_columns
 
 TASKS = ["left", "right"]
@@ -93,6 +93,31 @@ def test_means_deviations_delta_m_and_cost() -> None:
     assert gain.error == pytest.approx(np.std(difference, ddof=1) / math.sqrt(3), rel=1e-12)
     assert found.figures["single-task"][DELTA_M].mean == 0
     json.dumps(found.as_json())
+
+
+def test_parameters_are_shown_where_they_differ() -> None:
+    sizes = {"LS": 1234567, "F-LS": 1234567, "MGDA": 7, "single-task": 50}
+    given = [{**r, "parameters": sizes[r["method"]]} for r in rows()]
+    found = summed(given)
+    assert found.columns[-1].name == PARAMETERS
+    assert found.figures["single-task"][PARAMETERS].mean == 100  # both networks
+    assert PARAMETERS not in found.gains["F-LS over LS"]
+    lines = markdown(found).splitlines()
+    cells = {line.split(" | ")[0].strip("| "): line.split(" | ")[-1] for line in lines[2:6]}
+    assert cells == {
+        "single-task": "100 |",
+        "LS": "1,234,567 |",
+        "F-LS": "1,234,567 |",
+        "MGDA": "7 |",
+    }
+    assert "1,234,567" in latex(found)
+
+
+def test_parameters_are_left_out_where_they_are_the_same_or_unknown() -> None:
+    same = [{**r, "parameters": 7} for r in rows()]
+    before = [{**r, "parameters": None} for r in rows()]  # results of earlier versions
+    for given in (same, before, rows()):
+        assert PARAMETERS not in {column.name for column in summed(given).columns}
 
 
 def test_best_and_close() -> None:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from lightning_flatmtl import TaskSAM
-from lightning_flatmtl.aggregators import CAGrad
+from lightning_flatmtl import MultiTaskModule, TaskSAM
+from lightning_flatmtl.aggregators import CAGrad, LinearScalarization
 from tests import naive
 from tests.aggregators.specs import SPECS
 from tests.helpers import Calls, assert_close, assert_identical, fit, sgd
@@ -181,3 +181,43 @@ def test_a_task_that_is_not_in_a_batch_rests(name: str) -> None:
         fit(made, [CAGrad(), TaskSAM(0.05)], DataLoader(given, batch_size=None))
     for (n, p), q in zip(after.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(p, q) == (owner(name, n) == "b"), n
+
+
+class Mean(LinearScalarization):
+    """The plain sum by way of the gradients."""
+
+    needs_gradients = True
+
+
+@ARCHITECTURES
+def test_at_the_features_a_linear_aggregator_is_the_plain_sum(name: str) -> None:
+    """Of features that depend on each other, as a stem's and the experts', none counts twice."""
+    found, expected = module(name, gradients="features"), module(name)
+    fit(found, [Mean()], loader())
+    fit(expected, [], loader())
+    assert_close(found, expected, 1e-12)
+
+
+class Held(MultiTaskModule):
+    """Soft sharing with the penalty in the losses, as the docs show it."""
+
+    def task_loss(self, task, features, batch):
+        return super().task_loss(task, features, batch) + self.encoder.penalty() / len(self.tasks)
+
+    def penalty(self, batch, batch_idx):
+        return None
+
+
+def test_with_the_penalty_in_the_losses_all_trunks_are_shared() -> None:
+    plain = module("soft l2")
+    made = Held(plain.encoder, plain.tasks, sgd).double()
+    fit(made, [CAGrad(), TaskSAM(0.05)], loader())
+    params = dict(made.named_parameters())
+    shared = made.engine.partition.shared(list(params.values()))
+    found = {n for n, p in params.items() if any(p is q for q in shared)}
+    assert found == {n for n in params if n.startswith("encoder.trunks.")}
+
+
+def test_the_penalty_is_logged() -> None:
+    done = fit(module("soft l2"), [CAGrad()], loader())
+    assert float(done.callback_metrics["train/penalty"]) > 0

@@ -73,7 +73,10 @@ class ComposedPasses(Passes):
         for task, batch in self._batches.items():
             key = id(batch)
             if key not in graphed:
-                graphed[key] = self._record(key, partial(self._encode, batch))
+                features = self._record(key, partial(self._encode, batch))
+                if self.at_features:
+                    features = pytree.tree_map_only(Tensor, _apart, features)
+                graphed[key] = features
                 self._versions[key] = _versions(graphed[key])
                 if key in self._inputs and self._inputs[key].altered():
                     self._altered.add(key)
@@ -159,6 +162,11 @@ class ComposedPasses(Passes):
 def _kept(tensor: Tensor) -> Tensor:
     """The features without their graph; a loss may differentiate with respect to them."""
     return tensor.detach().requires_grad_(tensor.requires_grad and not tensor.is_inference())
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """A tensor of its own node, that no other of the features depends on or is."""
+    return tensor.view_as(tensor)
 
 
 def _tensors(features: Any) -> list[Tensor]:
