@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         TaggingTask,
         Task,
     )
+    from lightning_flatmtl.transfer import load_encoder
 
 __all__ = [
     "BinaryTask",
@@ -38,6 +39,7 @@ __all__ = [
     "TaskSAM",
     "__version__",
     "compare",
+    "load_encoder",
     "tune",
 ]
 
@@ -56,11 +58,12 @@ _HOMES = {
     "Task": "task",
     "TaskSAM": "sharpness",
     "compare": "comparison",
+    "load_encoder": "transfer",
     "tune": "comparison",
 }
 _ROOMS = {
     "aggregators", "callbacks", "cli", "comparison", "data", "engine", "functional", "hosting",
-    "metrics", "models", "module", "sharpness", "takeover", "task",
+    "metrics", "models", "module", "sharpness", "takeover", "task", "transfer",
 }  # fmt: skip
 
 

@@ -369,6 +369,12 @@ class MultiTaskModule(LightningModule, Host):
         args, _ = inputs.take()
         return self._passes(*args)
 
+    @property
+    def backbone(self) -> nn.Module | None:
+        """The encoder, by the name that Lightning's ``BackboneFinetuning`` looks for."""
+        own = self._modules.get("backbone")  # of a subclass that has set one
+        return self.encoder if own is None else own
+
     # What the present fit has; engine and latest step stay after it.
 
     @property

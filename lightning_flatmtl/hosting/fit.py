@@ -15,6 +15,7 @@ from lightning_flatmtl.hosting.flatness_schedule import FlatnessSchedule, update
 from lightning_flatmtl.hosting.muting import metrics_unmoved
 from lightning_flatmtl.hosting.random_streams import RandomStreams
 from lightning_flatmtl.hosting.refusals import refuse_unfit_trainer, warn_of_lost_scale
+from lightning_flatmtl.hosting.thawing import save_frozen, thaw_as_saved
 from lightning_flatmtl.hosting.trainer import (
     aggregator_of,
     loss_scale,
@@ -188,10 +189,12 @@ class Fit:
             names: dict[torch.Tensor, str] = {p: name for name, p in named.items()}
             checkpoint[_BETWEEN] = self.engine.between.state_dict(names)
         self.streams.save(module.trainer, module, checkpoint)
+        save_frozen(module.trainer, module, checkpoint)
 
     def load(self, module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Continue from :meth:`save`."""
         self.streams.load(module.trainer, module, checkpoint)
+        thaw_as_saved(module.trainer, module, checkpoint)
         if _PARTITION in checkpoint:
             named = dict(module.named_parameters())
             self.engine.partition.load_state_dict(checkpoint[_PARTITION], named)

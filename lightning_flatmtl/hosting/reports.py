@@ -9,6 +9,7 @@ from typing_extensions import override
 from lightning_flatmtl.hosting.compiling import CompiledParts
 from lightning_flatmtl.hosting.fit import Fit
 from lightning_flatmtl.hosting.host import Host
+from lightning_flatmtl.hosting.thawing import ThawedInParallel
 
 __all__ = ["FitReports"]
 
@@ -21,6 +22,7 @@ class FitReports(Callback):
 
     def __init__(self) -> None:
         self._compiled: CompiledParts | None = None
+        self._thawed = ThawedInParallel()
         self._of_training: dict[str, float] = {}
 
     @override
@@ -35,6 +37,7 @@ class FitReports(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         _host(pl_module).declare_partition()
         _fit(pl_module).streams.put_back(trainer, pl_module)
+        self._thawed.begin(pl_module)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -60,6 +63,12 @@ class FitReports(Callback):
             self._of_training = self._improvements(pl_module, "train")
         self._log(pl_module, self._of_training)
         self._of_training = {}
+
+    @override
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._thawed.before_batch(trainer, pl_module)
 
     @override
     def on_train_batch_end(
