@@ -9,6 +9,7 @@ from lightning_flatmtl.callbacks.noise_robustness import NoiseRobustness
 from lightning_flatmtl.callbacks.rho_finder import RhoFinder
 from lightning_flatmtl.callbacks.sharpness_monitor import SharpnessMonitor
 from lightning_flatmtl.callbacks.task_average import TaskAverage
+from lightning_flatmtl.callbacks.task_delta_m import TaskDeltaM
 
 __all__ = [
     "Calibration",
@@ -19,5 +20,6 @@ __all__ = [
     "RhoResults",
     "SharpnessMonitor",
     "TaskAverage",
+    "TaskDeltaM",
     "find_rho",
 ]

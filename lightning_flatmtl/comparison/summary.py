@@ -169,7 +169,7 @@ def summarize(
     done = [row for row in rows if row["status"] == "done"]
     logged = dict.fromkeys(name for row in done for name in metrics_of(row))
     names = named(wanted, logged) if wanted is not None and done else list(logged)
-    names = [name for name in names if name != DELTA_M]
+    names = [name for name in names if name.rpartition("/")[2] != "delta_m"]  # by task, too
     higher = {name: direction_of(name, said) for name in names}
     values = _values(done, names, tasks)
     if improving is not None and done:

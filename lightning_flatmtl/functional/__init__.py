@@ -26,7 +26,11 @@ from lightning_flatmtl.functional.con_fig import config_weights
 from lightning_flatmtl.functional.conflict import conflict_rate, cosine_similarity
 from lightning_flatmtl.functional.conic_grad import conic_grad_weights
 from lightning_flatmtl.functional.db_mtl import db_mtl_weights
-from lightning_flatmtl.functional.delta_m import delta_m, relative_improvement
+from lightning_flatmtl.functional.delta_m import (
+    delta_m,
+    delta_m_by_task,
+    relative_improvement,
+)
 from lightning_flatmtl.functional.depth import depth_error_sums, depth_loss
 from lightning_flatmtl.functional.dynamic_weight_average import dwa_weights
 from lightning_flatmtl.functional.error_rate import wrong_predictions
@@ -85,6 +89,7 @@ __all__ = [
     "cosine_similarity",
     "db_mtl_weights",
     "delta_m",
+    "delta_m_by_task",
     "depth_error_sums",
     "depth_loss",
     "dwa_weights",

@@ -9,7 +9,14 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-__all__ = ["DeltaSign", "check_delta_m", "check_directions", "delta_m", "relative_improvement"]
+__all__ = [
+    "DeltaSign",
+    "check_delta_m",
+    "check_directions",
+    "delta_m",
+    "delta_m_by_task",
+    "relative_improvement",
+]
 
 DeltaSign = Literal["gain", "drop"]
 
@@ -102,6 +109,52 @@ def relative_improvement(
     return {
         name: _improvement(_number(name, value), float(baselines[name]), higher_is_better[name])
         for name, value in values.items()
+    }
+
+
+def delta_m_by_task(
+    values: Mapping[str, float | Tensor],
+    baselines: Mapping[str, float],
+    higher_is_better: Mapping[str, bool],
+    sign: DeltaSign = "gain",
+) -> dict[str, float]:
+    r"""Mean relative improvement of every task by itself: who gains, and who pays, in percent.
+
+    :func:`delta_m` over the metrics of one task after the other. The mean over all tasks may hide a
+    task that is harmed (negative transfer).
+
+    Args:
+        values: Multi-task values by ``"task/metric"``; what is before the last ``/`` is the task.
+        baselines: As for :func:`delta_m`.
+        higher_is_better: As for :func:`delta_m`.
+        sign: As for :func:`delta_m`.
+
+    Returns:
+        Percent by task, in the order of ``values``.
+
+    Raises:
+        ValueError: As :func:`delta_m`.
+
+    Example:
+        >>> from lightning_flatmtl.functional.delta_m import delta_m_by_task
+        >>> values = {"seg/miou": 0.44, "depth/error": 0.60}
+        >>> baselines = {"seg/miou": 0.40, "depth/error": 0.50}
+        >>> by_task = delta_m_by_task(values, baselines, {"seg/miou": True, "depth/error": False})
+        >>> {task: round(value, 6) for task, value in by_task.items()}
+        {'seg': 10.0, 'depth': -20.0}
+    """
+    check_delta_m(values, baselines, higher_is_better)
+    names: dict[str, list[str]] = {}
+    for name in values:
+        names.setdefault(name.rpartition("/")[0] or name, []).append(name)
+    return {
+        task: delta_m(
+            {name: values[name] for name in own},
+            {name: baselines[name] for name in own},
+            higher_is_better,
+            sign,
+        )
+        for task, own in names.items()
     }
 
 

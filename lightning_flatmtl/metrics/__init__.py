@@ -8,7 +8,7 @@ from lightning_flatmtl.metrics.calibration import (
     PredictiveEntropy,
 )
 from lightning_flatmtl.metrics.class_counts import BalancedAccuracy, LabelF1, MacroF1
-from lightning_flatmtl.metrics.delta_m import DeltaM, delta_m
+from lightning_flatmtl.metrics.delta_m import DeltaM, delta_m, delta_m_by_task
 from lightning_flatmtl.metrics.depth import DepthError
 from lightning_flatmtl.metrics.error_rate import ErrorRate, MeanErrorRate
 from lightning_flatmtl.metrics.normals import NormalAngle, NormalsWithin
@@ -30,5 +30,6 @@ __all__ = [
     "PredictiveEntropy",
     "RegressionError",
     "delta_m",
+    "delta_m_by_task",
     "load_baselines",
 ]

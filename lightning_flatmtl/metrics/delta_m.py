@@ -19,10 +19,12 @@ from lightning_flatmtl.functional.delta_m import (
     check_delta_m,
     check_directions,
     delta_m,
+    delta_m_by_task,
 )
 from lightning_flatmtl.metrics.baselines import load_baselines
 
-__all__ = ["DeltaM", "delta_m"]  # the function too: `metrics.delta_m` must not be this file
+# The functions too: `metrics.delta_m` must not be this file.
+__all__ = ["DeltaM", "delta_m", "delta_m_by_task"]
 
 Unit = Metric | MetricCollection
 Group = Mapping[str, Metric] | nn.ModuleDict  # Lightning modules hold metrics in ModuleDicts
