@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
+
+from lightning_flatmtl._yaml import load_yaml
 
 __all__ = ["load_encoder"]
 
@@ -254,7 +255,7 @@ def _from_config(path: Path) -> Any:
     for folder in list(path.resolve().parents)[:3]:
         file = folder / "config.yaml"
         if file.is_file():
-            config = yaml.safe_load(file.read_text("utf-8"))
+            config = load_yaml(file.read_text("utf-8"))
             for key in ("model", "init_args", "encoder"):
                 config = config.get(key) if isinstance(config, Mapping) else None
             return config
