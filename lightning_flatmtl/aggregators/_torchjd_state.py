@@ -1,4 +1,4 @@
-"""What an aggregator of TorchJD has learned, as plain values and back."""
+"""What a method of TorchJD has learned, as plain values and back."""
 
 import copy
 from collections.abc import Iterator
@@ -107,13 +107,15 @@ def _same(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         both = isinstance(a, Tensor) and isinstance(b, Tensor)
         return both and a.shape == b.shape and torch.equal(a.to(b.device), b)
+    if isinstance(a, list) and isinstance(b, list):
+        return len(a) == len(b) and all(map(_same, a, b))
     if _is_plain(a) or _is_plain(b):
         return type(a) is type(b) and bool(a == b)
     return type(a) is type(b) and repr(a) == repr(b)
 
 
 def _is_plain(value: Any) -> bool:
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return all(_is_plain(v) for v in value)
     kinds = Tensor | bool | int | float | str | torch.dtype | torch.device
     return value is None or isinstance(value, kinds)
@@ -124,6 +126,8 @@ def _encoded(value: Any) -> Any:
         return value.detach().clone()
     if isinstance(value, tuple):
         return {"tuple": [_encoded(v) for v in value]}
+    if isinstance(value, list):
+        return {"list": [_encoded(v) for v in value]}
     if isinstance(value, torch.dtype):
         return {"dtype": str(value).removeprefix("torch.")}
     return {"device": str(value)} if isinstance(value, torch.device) else value
@@ -136,4 +140,6 @@ def _decoded(value: Any) -> Any:
         return value
     if "tuple" in value:
         return tuple(_decoded(v) for v in value["tuple"])
+    if "list" in value:
+        return [_decoded(v) for v in value["list"]]
     return getattr(torch, value["dtype"]) if "dtype" in value else torch.device(value["device"])

@@ -78,6 +78,18 @@ def from_torchjd() -> Aggregator:
     return TorchJD(Theirs())
 
 
+def weighting_from_torchjd() -> Aggregator:
+    from torchjd.aggregation import AlignedMTLWeighting
+
+    return TorchJD(AlignedMTLWeighting())
+
+
+def scalarizer_from_torchjd() -> Aggregator:
+    from torchjd.scalarization import GeometricMean
+
+    return TorchJD(GeometricMean())
+
+
 METHODS: dict[str, Any] = {
     "plain": None,
     "LS": LinearScalarization,
@@ -118,6 +130,14 @@ METHODS: dict[str, Any] = {
     "LDCMTL": lambda: LDCMTL(lr=0.1),
     "whole matrix": Whitened,
     **({"TorchJD": from_torchjd} if find_spec("torchjd") else {}),
+    **(
+        {
+            "TorchJD, weighting": weighting_from_torchjd,
+            "TorchJD, scalarizer": scalarizer_from_torchjd,
+        }
+        if find_spec("torchjd") and find_spec("torchjd.scalarization")
+        else {}
+    ),
 }
 SAMS: dict[str, dict[str, Any] | None] = {
     "": None,
