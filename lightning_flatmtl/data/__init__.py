@@ -3,6 +3,7 @@
 from lightning_flatmtl.data.celeba import CelebA
 from lightning_flatmtl.data.census_income import CensusIncome, CensusRows
 from lightning_flatmtl.data.combined_data import CombinedData
+from lightning_flatmtl.data.clothing_reviews import ClothingReviews, ReviewTexts
 from lightning_flatmtl.data.dense.cityscapes import Cityscapes
 from lightning_flatmtl.data.dense.nyuv2 import NYUv2
 from lightning_flatmtl.data.dense.random_scale_crop import RandomScaleCrop
@@ -17,6 +18,7 @@ __all__ = [
     "CensusIncome",
     "CensusRows",
     "Cityscapes",
+    "ClothingReviews",
     "CombinedData",
     "Depth",
     "DigitPairs",
@@ -26,6 +28,7 @@ __all__ = [
     "NYUv2",
     "Normals",
     "RandomScaleCrop",
+    "ReviewTexts",
     "Segmentation",
     "TaskLoader",
     "split",
