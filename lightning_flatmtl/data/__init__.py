@@ -2,8 +2,8 @@
 
 from lightning_flatmtl.data.celeba import CelebA
 from lightning_flatmtl.data.census_income import CensusIncome, CensusRows
-from lightning_flatmtl.data.combined_data import CombinedData
 from lightning_flatmtl.data.clothing_reviews import ClothingReviews, ReviewTexts
+from lightning_flatmtl.data.combined_data import CombinedData
 from lightning_flatmtl.data.dense.cityscapes import Cityscapes
 from lightning_flatmtl.data.dense.nyuv2 import NYUv2
 from lightning_flatmtl.data.dense.random_scale_crop import RandomScaleCrop

@@ -32,7 +32,7 @@ Kaggle, "Women's E-Commerce Clothing Reviews" by nicapotato (CC0):
 """
 
 # A word with its apostrophes, a number, or a single mark.
-_TOKEN = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*|\d+|[^\w\s]")
+_TOKEN = re.compile(r"[^\W\d_]+(?:['\u2019][^\W\d_]+)*|\d+|[^\w\s]")
 
 
 class Review(NamedTuple):

@@ -207,17 +207,12 @@ class ClothingReviews(SplitModule[ReviewTexts]):
 
     def _fit(self, texts: Sequence[list[str]]) -> None:
         """Learn the words of the training reviews."""
-        marks = _TAG_OF if self.tags else ()
         count = Counter(
-            word
-            for text in texts
-            for word in text
-            if word and word not in marks and (word[0].isalnum() or not self.tags)
+            word for text in texts for word in text if word and (word[0].isalnum() or not self.tags)
         )
-        known = [word for word in sorted(count, key=lambda word: (-count[word], word))]
-        self.words = tuple(w for w in known if count[w] >= self.min_count)[
-            : self.vocabulary - _SPECIAL
-        ]
+        often = [word for word in count if count[word] >= self.min_count]
+        often.sort(key=lambda word: (-count[word], word))
+        self.words = tuple(often[: self.vocabulary - _SPECIAL])
 
     def _encoded(self, reviews: Sequence[Review], texts: Sequence[list[str]]) -> ReviewTexts:
         number = {word: k for k, word in enumerate(self.words, _SPECIAL)}
