@@ -14,6 +14,7 @@ import torch
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TESTED = [
     "existing_project",
+    "hf_lora_text",
     "one_task_at_a_time",
     "partial_labels",
     "transformer_text",
@@ -135,6 +136,31 @@ def test_transformer_text(run: Run) -> None:
         values = numbers(output, line)
         assert len(values) == count
         assert percent(*values)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing.*:FutureWarning")
+def test_hf_lora_text(run: Run) -> None:
+    """Of the weights the adapters and the heads are trained, and nothing else."""
+    pytest.importorskip("transformers")
+    pytest.importorskip("peft")
+    output = run("hf_lora_text")
+    assert "149 sentences for training, 50 for validation" in output
+    for line, count in (("most frequent", 2), ("CAGrad + TaskSAM", 3), ("plain sum", 3)):
+        values = numbers(output, line)
+        assert len(values) == count
+        assert percent(*values)
+    frozen, moved = numbers(output, "frozen")
+    assert frozen > 50_000
+    assert moved == 0
+    for part in ("adapters", "heads"):
+        weights, moved = numbers(output, part)
+        assert 0.9 * weights < moved <= weights
+
+
+def test_hf_lora_text_without_its_packages(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(SystemExit, match="needs peft: pip install transformers peft"):
+        run("hf_lora_text")
 
 
 def test_the_sentences_are_as_their_header_says() -> None:
