@@ -17,6 +17,7 @@ TESTED = [
     "hf_lora_text",
     "one_task_at_a_time",
     "partial_labels",
+    "task_attention",
     "transformer_text",
     "two_datasets",
 ]
@@ -103,6 +104,17 @@ def test_partial_labels(run: Run) -> None:
         accuracy, error = numbers(output, line)
         assert percent(accuracy)
         assert 0 < error < 90
+
+
+def test_task_attention(run: Run) -> None:
+    output = run("task_attention", "--picture", "map.png")
+    (accuracy,) = numbers(output, "test/digit/accuracy")
+    assert 0 <= accuracy <= 1
+    for task in ("digit", "even", "loop", "ink"):
+        weights = numbers(output, task)
+        assert len(weights) == 4
+        assert sum(weights) == pytest.approx(1, abs=0.021)  # two digits each
+    assert Path("map.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_two_datasets(run: Run) -> None:

@@ -114,6 +114,8 @@ def _squared(rows: Tensor) -> Tensor:
 
 
 def _trace_norm(rows: Tensor) -> Tensor:
+    if rows.dtype not in {torch.float32, torch.float64}:
+        rows = rows.float()  # there are no singular values in half precision
     values = torch.linalg.svdvals(rows)
     zero = values.detach().max() * max(rows.shape) * torch.finfo(rows.dtype).eps
     # The vectors of what is 0 but for rounding are arbitrary: they get no gradient.

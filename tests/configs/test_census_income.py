@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+from lightning_flatmtl.cli import FlatMTLCLI
 from lightning_flatmtl.comparison.plan import Run
+from lightning_flatmtl.comparison.settings import Settings
 from lightning_flatmtl.data import CensusIncome
 from tests.configs.two_steps import EXAMPLES, rows, two_steps
 from tests.data.writers.census_income import write_census_income
 
 FOLDER = EXAMPLES / "census_income"
+SHARING = ("trunk", "cross-stitch", "MMoE", "CGC", "PLE", "attention")
 METHODS = ("LS", "MGDA", "PCGrad", "CAGrad", "IMTL", "NashMTL")
 SMALL = (
     "--model.init_args.encoder.init_args.widths=[4]",
@@ -87,3 +91,43 @@ def test_the_schedule_ends_with_the_training(found) -> None:
 def test_two_steps(found, tmp_path, name, chosen) -> None:
     runs = found(name)
     two_steps(narrowed([runs[row] for row in chosen]), tmp_path)
+
+
+# Ways to share: the encoders are those of the file, which are small enough.
+STEPPED = ("F-LS soft (trace)", "F-CAGrad PLE", "CAGrad attention")
+
+
+@pytest.fixture(scope="module")
+def sharing(root) -> Mapping[str, Run]:
+    arguments = (f"--data.init_args.root={root}", "--data.init_args.batch_size=12")
+    only = [*(f"LS {way}" for way in (*SHARING, "soft", "soft (trace)")), *STEPPED]
+    return rows(FOLDER / "compare_sharing.yaml", *arguments, only=only)
+
+
+def test_every_way_to_share_has_every_method() -> None:
+    settings = Settings.load(FOLDER / "compare_sharing.yaml", [])
+    expected = {f"{m} {way}" for way in SHARING for m in ("LS", "F-LS", "CAGrad", "F-CAGrad")}
+    expected |= {f"{m} {way}" for way in ("soft", "soft (trace)") for m in ("LS", "F-LS")}
+    assert set(settings.methods) == expected
+    assert settings.single_task is not None
+    for name, callbacks in settings.methods.items():
+        flat = {"class_path": "TaskSAM", "init_args": {"rho": 0.01}}
+        method = name.split()[0]
+        aggregator = [{"class_path": "CAGrad"}] if "CAGrad" in method else []
+        assert callbacks == aggregator + ([flat] if method.startswith("F-") else [])
+
+
+def test_the_networks_are_of_one_size(sharing, tmp_path) -> None:
+    for way in (*SHARING, "soft", "soft (trace)"):
+        config = sharing[f"LS {way}"].config
+        path = tmp_path / "run.yaml"
+        of_command = {"ckpt_path", "weights_only"}
+        path.write_text(yaml.safe_dump({k: v for k, v in config.items() if k not in of_command}))
+        model = FlatMTLCLI([f"--config={path}"], run=False).model
+        assert sum(p.numel() for p in model.parameters()) == pytest.approx(27_906, rel=0.03), way
+        (table,) = {m.categories for m in model.modules() if getattr(m, "categories", ())}
+        assert table == CensusIncome.CARDINALITIES
+
+
+def test_two_steps_of_ways_to_share(sharing, tmp_path) -> None:
+    two_steps([sharing[row] for row in STEPPED], tmp_path)

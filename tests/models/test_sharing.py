@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lightning_flatmtl import MultiTaskModule, TaskSAM
@@ -126,9 +127,12 @@ def penalty(name: str, params: dict[str, Tensor]) -> Tensor:
     return total
 
 
+# The variants of a class on two of the architectures, the classes on all.
+STEPS = [(n, s) for n in SHARING for s in SPECS if "-" not in s or n in {"MMoE", "soft l2"}]
+
+
 @pytest.mark.filterwarnings("ignore:The direction of .* does not scale with the gradients")
-@ARCHITECTURES
-@pytest.mark.parametrize("spec", SPECS)
+@pytest.mark.parametrize(("name", "spec"), STEPS)
 def test_every_aggregator_takes_a_step(name: str, spec: str) -> None:
     for sam in ([], [TaskSAM(0.05)]):
         made = module(name)
@@ -221,3 +225,45 @@ def test_with_the_penalty_in_the_losses_all_trunks_are_shared() -> None:
 def test_the_penalty_is_logged() -> None:
     done = fit(module("soft l2"), [CAGrad()], loader())
     assert float(done.callback_metrics["train/penalty"]) > 0
+
+
+class Taken(LightningModule):
+    """An ordinary module that knows nothing of the package, with soft sharing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        made = module("soft l2")
+        self.encoder, self.heads = made.encoder, made.heads
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        x, targets = batch
+        features = self.encoder(x)
+        out = {task: head(features[task]) for task, head in self.heads.items()}
+        losses = {
+            "a": nn.functional.cross_entropy(out["a"], targets["a"]),
+            "b": nn.functional.mse_loss(out["b"], targets["b"]),
+        }
+        penalty = self.encoder.penalty()
+        return {"loss": sum(losses.values()) + penalty, "losses": losses, "penalty": penalty}
+
+    def configure_optimizers(self) -> Any:
+        return sgd(self.parameters())
+
+
+@pytest.mark.parametrize("flat", [False, True])
+def test_taken_over_it_is_the_same(flat: bool) -> None:
+    ours, theirs = module("soft l2"), Taken()
+    for made in (ours, theirs):
+        fit(made, [CAGrad(), *([TaskSAM(0.05)] if flat else [])], loader())
+    found = dict(theirs.named_parameters())
+    for name, p in ours.named_parameters():
+        torch.testing.assert_close(found[name], p, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.slow
+@ARCHITECTURES
+def test_compiled_it_is_the_same(name: str) -> None:
+    net = module(name).encoder
+    compiled = torch.compile(net, backend="eager")
+    for task in TASKS:
+        torch.testing.assert_close(compiled(inputs())[task], net(inputs())[task])
