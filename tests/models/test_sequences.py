@@ -364,6 +364,62 @@ def test_at_the_features_nothing_counts_twice(kind) -> None:
     assert_close(ours, plain, 1e-10)
 
 
+@pytest.mark.parametrize("kind", SMALL)
+def test_the_inner_products_are_found_layer_by_layer(kind) -> None:
+    models = [
+        module(made(kind, token_tasks=["tags"]), gradients=gradients)
+        for gradients in ("parameters", "gram")
+    ]
+    for model in models:
+        fit(model, [CAGrad()], samples(2))
+    assert_close(*models, 1e-9)
+
+
+@pytest.mark.parametrize("outer", ["gru", "transformer"])
+def test_a_hierarchy_is_trained_as_a_whole_model_is(outer) -> None:
+    """Against the same model whose losses are written as one function, without features by task."""
+
+    def model(kind: type[MultiTaskModule]) -> MultiTaskModule:
+        torch.manual_seed(0)
+        encoder = HierarchicalEncoder(
+            made("lstm"), made(outer, in_features=8), token_tasks=["tags"], part_tasks=["parts"]
+        )
+        tasks = [TaggingTask("tags", 8, 3), TaggingTask("parts", 8, 2), BinaryTask("yes", 8)]
+        return kind(encoder, tasks, sgd).double()
+
+    class Whole(MultiTaskModule):
+        def losses(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+            features = self.encoder(batch[0])
+            return {
+                task.name: task.loss(
+                    *task.labelled(self.heads[task.name](features[task.name]), batch[1][task.name])
+                )
+                for task in self.tasks
+            }
+
+    g = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([[2, 3, 0], [0, 1, 4], [1, 0, 0]])
+    inputs = {"tokens": torch.randint(0, WORDS, (3, 3, 4), generator=g), "lengths": lengths}
+    tags = torch.randint(0, 3, (3, 3, 4), generator=g)
+    targets = {
+        "tags": tags.where(torch.arange(4) < lengths[..., None], -100),
+        "parts": torch.tensor([[0, 1, -100], [1, 1, 0], [0, -100, -100]]),
+        "yes": torch.tensor([0.0, 1.0, 1.0]),
+    }
+    models = [model(MultiTaskModule), model(Whole)]
+    for made_model in models:
+        fit(
+            made_model,
+            [CAGrad(0.4), TaskSAM(0.05)],
+            DataLoader([(inputs, targets)] * 3, batch_size=None),
+        )
+    assert_close(*models, 1e-9)
+    params = dict(models[0].named_parameters())
+    shared = models[0].engine.partition.shared(list(params.values()))
+    found = {n for n, p in params.items() if any(p is q for q in shared)}
+    assert found == {n for n in params if n.startswith("encoder.")}
+
+
 @pytest.mark.parametrize("kind", ["lstm", "transformer"])
 def test_the_second_pass_drops_what_the_clean_pass_has_dropped(kind) -> None:
     """So a tiny radius changes next to nothing."""
