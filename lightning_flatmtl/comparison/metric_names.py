@@ -8,7 +8,8 @@ from lightning_flatmtl.hosting.names import nearest
 __all__ = ["is_loss", "is_share", "label", "named", "task_of", "validation_loss", "without_task"]
 
 _SHARE = re.compile(
-    r"(?<![a-z])(acc(uracy)?|f1(_?score)?|auroc|auc|m?iou|precision|recall|dice|rate|ece)(?![a-z])"
+    r"(?<![a-z])(acc(uracy)?|balanced|f1(_?score)?|auroc|auc|m?iou|precision|recall|dice|rate|ece)"
+    r"(?![a-z])"
 )
 
 
