@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lightning_flatmtl.comparison import compare, tune
     from lightning_flatmtl.module import MultiTaskModule
+    from lightning_flatmtl.prediction import JointLabels, JointPrediction
     from lightning_flatmtl.sharpness import TaskSAM
     from lightning_flatmtl.task import (
         BinaryTask,
@@ -29,6 +30,8 @@ __all__ = [
     "BinaryTask",
     "ClassificationTask",
     "DepthTask",
+    "JointLabels",
+    "JointPrediction",
     "MultiLabelTask",
     "MultiTaskModule",
     "NormalsTask",
@@ -49,6 +52,8 @@ _HOMES = {
     "BinaryTask": "task",
     "ClassificationTask": "task",
     "DepthTask": "task",
+    "JointLabels": "prediction",
+    "JointPrediction": "prediction",
     "MultiLabelTask": "task",
     "MultiTaskModule": "module",
     "NormalsTask": "task",
@@ -63,7 +68,7 @@ _HOMES = {
 }
 _ROOMS = {
     "aggregators", "callbacks", "cli", "comparison", "data", "engine", "functional", "hosting",
-    "metrics", "models", "module", "sharpness", "takeover", "task", "transfer",
+    "metrics", "models", "module", "prediction", "sharpness", "takeover", "task", "transfer",
 }  # fmt: skip
 
 

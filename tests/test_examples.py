@@ -15,9 +15,11 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 TESTED = [
     "existing_project",
     "hf_lora_text",
+    "joint_prediction",
     "one_task_at_a_time",
     "partial_labels",
     "task_attention",
+    "transfer",
     "transformer_text",
     "two_datasets",
 ]
@@ -139,6 +141,34 @@ def test_one_task_at_a_time(run: Run) -> None:
         values = numbers(output, line)
         assert len(values) == 4  # mean and deviation of two tasks
         assert percent(*values)
+
+
+def test_transfer(run: Run) -> None:
+    output = run("transfer")
+    first, second, third = output.strip().split("\n\n")
+    for method in ("plain sum", "TaskSAM"):
+        for kind in ("from nothing", "encoder frozen", "encoder thawed"):
+            values = numbers(first, f"{kind}, {method}")
+            assert len(values) == 4  # mean and deviation of two tasks
+            assert percent(*values)
+        assert "from nothing" not in second
+        assert percent(*numbers(second, f"encoder thawed, {method}"))
+    for pair in ("digit and turn", "digit and coin", "turn and coin"):
+        one, _, other, _, mean, _ = numbers(third, pair)
+        assert (one + other) / 2 == pytest.approx(mean, abs=0.011)
+
+
+def test_joint_prediction(run: Run) -> None:
+    output = run("joint_prediction")
+    for part in output.strip().split("\n\n"):
+        covered = []
+        for threshold in ("0.0", "0.25"):
+            values = [float(v) for v in re.findall(rf"^threshold {threshold} (.*)$", part, re.M)
+                      [0].replace("±", "").split() if v != "nan"]  # fmt: skip
+            assert percent(*values)
+            covered.append(values[0])
+        assert covered[0] == 100 >= covered[1]
+        assert percent(*numbers(part, "area under the risk"))
 
 
 def test_transformer_text(run: Run) -> None:

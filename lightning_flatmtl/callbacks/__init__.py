@@ -7,6 +7,7 @@ from lightning_flatmtl.callbacks.gradient_conflict import GradientConflict
 from lightning_flatmtl.callbacks.loss_landscape import LossLandscape
 from lightning_flatmtl.callbacks.noise_robustness import NoiseRobustness
 from lightning_flatmtl.callbacks.rho_finder import RhoFinder
+from lightning_flatmtl.callbacks.save_joint_predictions import SaveJointPredictions
 from lightning_flatmtl.callbacks.sharpness_monitor import SharpnessMonitor
 from lightning_flatmtl.callbacks.task_average import TaskAverage
 from lightning_flatmtl.callbacks.task_delta_m import TaskDeltaM
@@ -18,6 +19,7 @@ __all__ = [
     "NoiseRobustness",
     "RhoFinder",
     "RhoResults",
+    "SaveJointPredictions",
     "SharpnessMonitor",
     "TaskAverage",
     "TaskDeltaM",

@@ -43,6 +43,12 @@ from lightning_flatmtl.functional.graddrop import graddrop_direction
 from lightning_flatmtl.functional.gradnorm import gradnorm_gradient
 from lightning_flatmtl.functional.gradvac import GradVacResult, gradvac_weights
 from lightning_flatmtl.functional.imtl import imtl_g_weights, imtl_l_gradient, imtl_l_weights
+from lightning_flatmtl.functional.joint import (
+    RiskCoverage,
+    area_under_risk,
+    most_likely_combinations,
+    risk_coverage,
+)
 from lightning_flatmtl.functional.ldc_mtl import ldc_mtl_gradient, ldc_mtl_weights
 from lightning_flatmtl.functional.mgda import mgda_weights
 from lightning_flatmtl.functional.min_norm import min_norm_weights
@@ -73,8 +79,10 @@ __all__ = [
     "ConvergenceWarning",
     "ExcessRisk",
     "GradVacResult",
+    "RiskCoverage",
     "aligned_mtl_weights",
     "angle_histogram",
+    "area_under_risk",
     "auroc",
     "balanced_accuracy",
     "brier_scores",
@@ -114,6 +122,7 @@ __all__ = [
     "min_norm_weights",
     "moco_weights",
     "modo_weights",
+    "most_likely_combinations",
     "nash_weights",
     "normal_angles",
     "normals_loss",
@@ -122,6 +131,7 @@ __all__ = [
     "predictive_entropy",
     "project_on_simplex",
     "relative_improvement",
+    "risk_coverage",
     "scale_invariant_weights",
     "sdmgrad_weights",
     "segmentation_loss",
