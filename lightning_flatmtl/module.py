@@ -199,7 +199,8 @@ class MultiTaskModule(LightningModule, Host):
 
     def task_output(self, task: Task, features: Any) -> Any:
         """Predictions of one task; by default its head on the features (or on its own features)."""
-        if isinstance(features, Mapping) and task.name in features:
+        by_task = isinstance(features, Mapping)
+        if by_task and (task.name in features or getattr(features, "complete", False)):
             features = features[task.name]
         return self.heads[task.name](features)
 

@@ -33,13 +33,17 @@ class TaskFeatures(Mapping[str, Tensor]):
         shared: What all tasks share, tensors in any structure of tuples, lists and dictionaries.
     """
 
+    complete = True
+    """There are features for no other task: a head is not to get the mapping itself."""
+
     def __init__(self, model: _Model, shared: Any) -> None:
         self._model, self._shared = model, shared
 
     @override
     def __getitem__(self, task: str) -> Tensor:
         if task not in self._model.tasks:
-            raise KeyError(task)
+            known = list(self._model.tasks)
+            raise KeyError(f"The encoder has features of the tasks {known}, got '{task}'.")
         return self._model.features(task, self._shared)
 
     @override

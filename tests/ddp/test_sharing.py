@@ -44,7 +44,7 @@ def run(place: Place, name: str, flat: bool) -> dict[str, Any]:
     return {"start": start, "params": params, "hashes": diary.hashes, "moved": diary.moved}
 
 
-COMBINATIONS = [(name, flat) for name in ENCODERS for flat in (False, True)]
+COMBINATIONS = [*((name, True) for name in ENCODERS), ("MMoE", False)]
 
 for _name, _flat in COMBINATIONS:
     case(f"sharing/{_name}/{_flat}", partial(run, name=_name, flat=_flat), sizes=(1, 2))

@@ -202,6 +202,14 @@ def test_at_the_features_a_linear_aggregator_is_the_plain_sum(name: str) -> None
     assert_close(found, expected, 1e-12)
 
 
+@ARCHITECTURES
+def test_without_the_matrix_it_is_the_same(name: str) -> None:
+    found, expected = module(name, gradients="gram"), module(name)
+    for made in (found, expected):
+        fit(made, [CAGrad(0.4)], loader())
+    assert_close(found, expected, 1e-9)
+
+
 class Held(MultiTaskModule):
     """Soft sharing with the penalty in the losses, as the docs show it."""
 

@@ -306,6 +306,13 @@ def test_what_does_not_fit_is_refused(case: str) -> None:
         dict(make()(given))
 
 
+def test_a_task_that_the_encoder_does_not_know_is_refused() -> None:
+    made = module("MMoE")
+    made.encoder = MMoE(["a", "c"], mlp(), gate_features=INPUTS).double()
+    with pytest.raises(KeyError, match=r"features of the tasks \['a', 'c'\], got 'b'"):
+        fit(made, [], loader())
+
+
 # The picture.
 
 
