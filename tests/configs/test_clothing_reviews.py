@@ -29,12 +29,13 @@ def found(root) -> Callable[[str], Mapping[str, Run]]:
 def test_the_tables_have_every_row(found) -> None:
     singles = {f"single-task {task}" for task in ("rating", "recommended", "department")}
     assert set(found("compare")) == METHODS | singles
+    assert set(found("compare_long")) == {"LS (long)"}
     singles = {f"single-task {task}" for task in ("punctuation", "recommended", "department")}
     assert set(found("compare_tagging")) == (METHODS - {"F-LS"}) | singles
 
 
 def test_model_and_data_have_the_same_sizes(found) -> None:
-    for name in ("compare", "compare_tagging"):
+    for name in ("compare", "compare_long", "compare_tagging"):
         for run in found(name).values():
             encoder = run.config["model"]["init_args"]["encoder"]["init_args"]
             data = run.config["data"]["init_args"]
