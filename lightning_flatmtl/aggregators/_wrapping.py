@@ -8,6 +8,7 @@ from lightning.pytorch import Callback
 from typing_extensions import override
 
 from lightning_flatmtl.aggregators._base import Aggregator
+from lightning_flatmtl.engine.aggregation import Requires
 
 __all__ = ["Wrapping", "checked_aggregator"]
 
@@ -27,8 +28,18 @@ class Wrapping(Aggregator, ABC):
 
     @property
     def made_of(self) -> tuple[Aggregator, ...]:
-        """The aggregators that it was given."""
+        """The aggregators that it was given; the last one gives the direction."""
         return tuple(self.parts.values())
+
+    @property
+    @override
+    def follows_scale(self) -> bool:
+        return self.made_of[-1].follows_scale
+
+    @property
+    @override
+    def requires(self) -> Requires:
+        return self.made_of[-1].requires
 
     @property
     @override

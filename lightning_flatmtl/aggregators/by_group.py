@@ -79,11 +79,6 @@ class ByGroup(Wrapping):
 
     @property
     @override
-    def follows_scale(self) -> bool:
-        return self.aggregator.follows_scale
-
-    @property
-    @override
     def requires(self) -> Requires:
         return "matrix"
 

@@ -11,7 +11,6 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.aggregators._wrapping import Wrapping, checked_aggregator
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.aggregation import Requires
 from lightning_flatmtl.engine.gradients.combination import scaled, weighted_rows
 
 __all__ = ["Composition"]
@@ -70,16 +69,6 @@ class Composition(Wrapping):
     @override
     def parts(self) -> Mapping[str, Aggregator]:
         return {"weighting": self.weighting, "aggregator": self.aggregator}
-
-    @property
-    @override
-    def follows_scale(self) -> bool:
-        return self.aggregator.follows_scale
-
-    @property
-    @override
-    def requires(self) -> Requires:
-        return self.aggregator.requires
 
     @override
     def loss_weights(self, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:

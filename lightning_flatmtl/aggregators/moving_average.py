@@ -11,7 +11,6 @@ from typing_extensions import override
 from lightning_flatmtl.aggregators._base import Aggregator
 from lightning_flatmtl.aggregators._wrapping import Wrapping, checked_aggregator
 from lightning_flatmtl.engine import TaskGradients
-from lightning_flatmtl.engine.aggregation import Requires
 from lightning_flatmtl.engine.gradients.combination import weighted_rows
 
 __all__ = ["MovingAverage"]
@@ -72,16 +71,6 @@ class MovingAverage(Wrapping):
     @override
     def needs_gradients(self) -> bool:
         return self.aggregator.needs_gradients
-
-    @property
-    @override
-    def follows_scale(self) -> bool:
-        return self.aggregator.follows_scale
-
-    @property
-    @override
-    def requires(self) -> Requires:
-        return self.aggregator.requires
 
     @property
     @override
