@@ -60,7 +60,7 @@ class OwnParts(MultiTaskModule):
         return criterion(self.outs[task.name](features), batch[1][task])
 
 
-class SoftSharing(MultiTaskModule):
+class PenalisedTrunks(MultiTaskModule):
     """As in MTAN: every task has an attention of its own on all levels of a shared trunk."""
 
     def __init__(self, **kwargs: Any) -> None:
@@ -141,7 +141,7 @@ def test_encode_and_task_loss_overridden() -> None:
 
 
 def test_soft_sharing() -> None:
-    ours = make(SoftSharing)
+    ours = make(PenalisedTrunks)
     fit(ours, [CAGrad(), TaskSAM()])
     assert names(ours) == {
         "shared": under(ours, "levels."),
@@ -209,7 +209,7 @@ def naive_fit(
 
 
 @pytest.mark.parametrize("point", ["separate", "joint"])
-@pytest.mark.parametrize("kind", [OwnParts, SoftSharing])
+@pytest.mark.parametrize("kind", [OwnParts, PenalisedTrunks])
 def test_exact(kind: type, point: str) -> None:
     ours = make(kind)
     reference = copy.deepcopy(ours)

@@ -39,7 +39,7 @@ class LiveDrawing:
         if time.monotonic() - self._drawn < 0.5 and not hurry:
             return
         self._drawn = time.monotonic()
-        self._live.update(make())
+        self._live.update(make(), refresh=True)
 
 
 def is_live() -> bool:
