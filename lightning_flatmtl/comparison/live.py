@@ -13,9 +13,11 @@ class LiveDrawing:
     """What is drawn at most twice a second, in place, and gone at the end."""
 
     def __init__(self) -> None:
-        from rich.live import Live  # noqa: PLC0415 # optional
+        from rich.console import Console  # noqa: PLC0415 # optional
+        from rich.live import Live  # noqa: PLC0415
 
-        self._live = Live(refresh_per_second=4, transient=True)
+        # Rich's common console knows what the terminal was when it was made.
+        self._live = Live(console=Console(), refresh_per_second=4, transient=True)
         self._drawn = 0.0
 
     def __enter__(self) -> Self:
